@@ -1,0 +1,177 @@
+"""Every option of the memory: its name, type, default, help and check, in one place.
+
+No ``from __future__ import annotations`` here: fairseq reads the types of the fields.
+"""
+
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
+from typing import List, Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+PKM_MODES = ChoiceEnum(["residual", "replace"])
+QUERY_NORMS = ChoiceEnum(["batch", "layer", "none"])
+VALUE_INITS = ChoiceEnum(["normal", "zero"])
+
+
+@dataclass
+class PKMConfig(FairseqDataclass):
+    """The model options that ``pkm_roberta`` adds to fairseq's RoBERTa."""
+
+    pkm_layers: List[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "encoder layers that hold a memory, by fairseq's 0-based index, such as 4,8; "
+            "empty for none"
+        },
+    )
+    pkm_mode: PKM_MODES = field(
+        default="residual",
+        metadata={
+            "help": "residual adds the memory to the feed-forward network (ResM); "
+            "replace puts it in its place (plain PKM)"
+        },
+    )
+    pkm_subkeys: int = field(
+        default=512,
+        metadata={"help": "sub-keys per half; the memory has this number squared slots"},
+    )
+    pkm_heads: int = field(default=4, metadata={"help": "memory heads: queries per token"})
+    pkm_topk: int = field(default=32, metadata={"help": "slots each head reads for a token"})
+    pkm_key_dim: int = field(
+        default=256, metadata={"help": "width of a query and of a key: two sub-keys of half this"}
+    )
+    pkm_value_dim: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "width of a value (default: the model's width); "
+            "with any other a learned projection follows the read"
+        },
+    )
+    pkm_query_norm: QUERY_NORMS = field(
+        default="batch", metadata={"help": "normalisation of the queries"}
+    )
+    pkm_query_dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability on the queries"}
+    )
+    pkm_value_dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability on what is read from the memory"}
+    )
+    pkm_value_init: VALUE_INITS = field(
+        default="normal",
+        metadata={
+            "help": "initial values: normal draws them with variance 1 / value-dim; "
+            "zero makes a residual memory start as no change to the model"
+        },
+    )
+    pkm_share_values: bool = field(
+        default=False, metadata={"help": "one table of values for all memory layers"}
+    )
+
+    @classmethod
+    def from_args(cls, args):
+        """Rebuilds the options, typed, from a model's ``args`` as either command line makes them.
+
+        Args:
+            args: a Namespace or DictConfig; options that are absent or None take their default.
+
+        Raises:
+            ValueError: if an option is unknown, of a wrong type, or without effect.
+        """
+        values = vars(args) if isinstance(args, Namespace) else args
+        known = {option.name for option in fields(cls) if option.name.startswith("pkm_")}
+        given = {
+            name: values[name]
+            for name in values
+            if name.startswith("pkm_") and values[name] is not None
+        }
+        # fairseq-train hands the model every option of the command line (with "arch"), those of
+        # tasks and optimizers too, and has refused unknown ones; Hydra hands over the YAML as it is.
+        unknown = [] if "arch" in values else sorted(given.keys() - known)
+        if unknown:
+            raise ValueError(
+                f"unknown model option {', '.join(unknown)}: known are {', '.join(sorted(known))}"
+            )
+        given = {name: value for name, value in given.items() if name in known}
+        if given and "pkm_layers" not in given:
+            raise ValueError(
+                f"{_flag(min(given))} has no effect without a memory: "
+                "add --pkm-layers (empty for a model without memory)"
+            )
+        typed = OmegaConf.structured(cls)
+        for name, value in given.items():
+            try:
+                typed = OmegaConf.merge(typed, {name: value})
+            except OmegaConfBaseException as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"{_flag(name)} cannot be {value!r}: {reason}") from None
+        plain = OmegaConf.to_container(typed, enum_to_str=True)
+        return cls(**{name: plain[name] for name in known})
+
+    def check(self, encoder_layers):
+        """Refuses options that cannot work in a model of ``encoder_layers`` layers.
+
+        Raises:
+            ValueError: naming the option and what to change.
+        """
+        for layer in self.pkm_layers:
+            if not 0 <= layer < encoder_layers:
+                raise ValueError(
+                    f"--pkm-layers {layer} does not exist: the encoder has layers 0 to "
+                    f"{encoder_layers - 1}; choose among them or raise --encoder-layers"
+                )
+        if len(set(self.pkm_layers)) < len(self.pkm_layers):
+            raise ValueError(
+                f"--pkm-layers {_join(self.pkm_layers)} names a layer twice: name each layer once"
+            )
+        if self.pkm_share_values and len(self.pkm_layers) == 1:
+            raise ValueError(
+                "--pkm-share-values has no effect with one memory: "
+                "remove it or name more layers in --pkm-layers"
+            )
+        check_memory(
+            subkeys=self.pkm_subkeys,
+            heads=self.pkm_heads,
+            topk=self.pkm_topk,
+            key_dim=self.pkm_key_dim,
+            value_dim=self.pkm_value_dim,
+            query_dropout=self.pkm_query_dropout,
+            value_dropout=self.pkm_value_dropout,
+        )
+
+
+def check_memory(*, subkeys, heads, topk, key_dim, value_dim, query_dropout, value_dropout):
+    """Refuses sizes and probabilities of which no memory can be made.
+
+    Raises:
+        ValueError: naming the option and what to change.
+    """
+    sizes = {"subkeys": subkeys, "heads": heads, "topk": topk, "key_dim": key_dim}
+    if value_dim is not None:
+        sizes["value_dim"] = value_dim
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1: raise {_flag('pkm_' + name)}")
+    if topk > subkeys:
+        raise ValueError(
+            f"topk={topk} exceeds subkeys={subkeys}: lower --pkm-topk or raise --pkm-subkeys"
+        )
+    if key_dim % 2:
+        raise ValueError(
+            f"key_dim={key_dim} is odd, and a key is made of two halves: make --pkm-key-dim even"
+        )
+    for name, p in {"query_dropout": query_dropout, "value_dropout": value_dropout}.items():
+        if not 0 <= p < 1:
+            raise ValueError(f"{name}={p} is not in [0, 1): change {_flag('pkm_' + name)}")
+
+
+def _flag(name):
+    """Turns ``pkm_key_dim`` into ``--pkm-key-dim``."""
+    return "--" + name.replace("_", "-")
+
+
+def _join(numbers):
+    """Writes a list as the command line takes it."""
+    return ",".join(map(str, numbers))

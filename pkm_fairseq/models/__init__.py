@@ -1,0 +1,3 @@
+from .pkm_roberta import PKMRobertaEncoder, PKMRobertaModel
+
+__all__ = ["PKMRobertaEncoder", "PKMRobertaModel"]

@@ -1,0 +1,130 @@
+"""RoBERTa with product-key memory, its flags and its architectures."""
+
+import logging
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.roberta import RobertaEncoder, RobertaModel
+from fairseq.models.roberta.model import (
+    base_architecture,
+    roberta_base_architecture,
+    roberta_large_architecture,
+)
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from fairseq.utils import safe_getattr, safe_hasattr
+from omegaconf import OmegaConf
+
+from pkm_fairseq.config import PKMConfig
+from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
+
+logger = logging.getLogger(__name__)
+
+
+@register_model("pkm_roberta")
+class PKMRobertaModel(RobertaModel):
+    """RoBERTa some of whose layers hold a large memory (Kim & Jung 2020, arXiv 2010.03881)."""
+
+    def __init__(self, args, encoder):
+        super().__init__(args, encoder)
+        # fairseq's constructor has just redrawn every nn.Linear, the memories' own included.
+        for memory in self.memories():
+            memory.reset_parameters()
+
+    @staticmethod
+    def add_args(parser):
+        """Adds RoBERTa's flags and the memory's."""
+        RobertaModel.add_args(parser)
+        # Without defaults, so that an architecture can tell which options were given.
+        gen_parser_from_dataclass(parser, PKMConfig(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, args, task):
+        """Builds the model from the options of either command line.
+
+        Raises:
+            ValueError: if options are unknown, wrong, or cannot work together, naming them.
+        """
+        if OmegaConf.is_config(args):
+            OmegaConf.set_struct(args, False)
+        base_architecture(args)
+        if not safe_hasattr(args, "max_positions"):
+            args.max_positions = safe_getattr(args, "tokens_per_sample", task.max_positions())
+        config = PKMConfig.from_args(args)
+        config.check(args.encoder_layers)
+        _refuse_what_memory_cannot_do(args, config)
+        # Into the checkpoint goes every option, so that a later default cannot change the model.
+        for name, value in vars(config).items():
+            if name.startswith("pkm_"):
+                setattr(args, name, value)
+        encoder = PKMRobertaEncoder(args, task.source_dictionary, config)
+        if OmegaConf.is_config(args):
+            # As RobertaModel leaves it: fairseq's trainer asks for options that do not exist.
+            OmegaConf.set_struct(args, True)
+        model = cls(args, encoder)
+        for memory in model.memories():
+            logger.info("memory: %s, %s", memory.extra_repr(), memory.values)
+        return model
+
+    def memories(self):
+        """Returns the model's memories, from the first layer that holds one to the last."""
+        return [module for module in self.modules() if isinstance(module, ProductKeyMemory)]
+
+
+class PKMRobertaEncoder(RobertaEncoder):
+    """RoBERTa's encoder and LM head around a ``PKMTransformerEncoder``.
+
+    Args:
+        args: the model's options.
+        dictionary: the source dictionary.
+        config: a checked ``PKMConfig``.
+    """
+
+    def __init__(self, args, dictionary, config):
+        self.pkm_config = config
+        super().__init__(args, dictionary)
+
+    def build_encoder(self, args, dictionary, embed_tokens):
+        encoder = PKMTransformerEncoder(args, dictionary, embed_tokens, self.pkm_config)
+        encoder.apply(init_bert_params)
+        return encoder
+
+
+def _refuse_what_memory_cannot_do(args, config):
+    """Refuses RoBERTa's options that would lose the memory or need the FFN it replaced."""
+    if not config.pkm_layers:
+        return
+    if safe_getattr(args, "encoder_layers_to_keep"):
+        raise ValueError(
+            "--encoder-layers-to-keep renumbers the layers that --pkm-layers names: "
+            "prune the model before giving it a memory, or leave one of the two out"
+        )
+    if safe_getattr(args, "ffn_blocks_to_remove", -1) != -1:
+        raise ValueError(
+            "--ffn-blocks-to-remove rebuilds the feed-forward networks that memories are attached "
+            "to: prune the model before giving it a memory, or leave out --pkm-layers"
+        )
+    if config.pkm_mode == "replace" and safe_getattr(args, "ffn_reg_scale_factor", 0):
+        raise ValueError(
+            "--ffn-reg-scale-factor needs a feed-forward network in every layer: "
+            "leave it out or choose --pkm-mode residual"
+        )
+
+
+@register_model_architecture("pkm_roberta", "pkm_roberta")
+def pkm_roberta_architecture(args):
+    """RoBERTa's own sizes; no memory until --pkm-layers names its layers."""
+    base_architecture(args)
+
+
+@register_model_architecture("pkm_roberta", "pkm_roberta_base")
+def pkm_roberta_base_architecture(args):
+    """roberta_base with memory at two of its 12 layers."""
+    args.pkm_layers = safe_getattr(args, "pkm_layers", [4, 8])
+    roberta_base_architecture(args)
+
+
+@register_model_architecture("pkm_roberta", "pkm_roberta_large")
+def pkm_roberta_large_architecture(args):
+    """roberta_large with memory at two of its 24 layers."""
+    args.pkm_layers = safe_getattr(args, "pkm_layers", [8, 16])
+    roberta_large_architecture(args)

@@ -1,0 +1,64 @@
+"""The transformer encoder that decides which layers hold a memory."""
+
+from itertools import count
+
+from fairseq.distributed import fsdp_wrap
+from fairseq.models.transformer import TransformerEncoder
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+
+from .encoder_layer import PKMTransformerEncoderLayer
+from .product_key_memory import ProductKeyMemory
+from .value_table import ValueTable
+
+
+class PKMTransformerEncoder(TransformerEncoder):
+    """fairseq's encoder with memories in the layers that ``config`` names.
+
+    Args:
+        args: the model's options, as fairseq's encoder takes them.
+        dictionary: the source dictionary.
+        embed_tokens: the token embedding.
+        config: a checked ``PKMConfig``.
+    """
+
+    def __init__(self, args, dictionary, embed_tokens, config):
+        # fairseq builds the layers inside its constructor and does not say which one it asks for.
+        self.pkm_config = config
+        self._layer_indices = count()
+        self._shared_values = None
+        super().__init__(args, dictionary, embed_tokens)
+
+    def build_encoder_layer(self, cfg):
+        memory = None
+        if next(self._layer_indices) in self.pkm_config.pkm_layers:
+            memory = self._build_memory(cfg.encoder.embed_dim)
+        layer = PKMTransformerEncoderLayer(
+            cfg,
+            memory,
+            replace=self.pkm_config.pkm_mode == "replace",
+            return_fc=self.return_fc,
+        )
+        # fairseq's own method wraps the layer like this too, but leaves no hook to change its class.
+        if cfg.checkpoint_activations:
+            layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+        min_params_to_wrap = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
+        return fsdp_wrap(layer, min_num_params=min_params_to_wrap)
+
+    def _build_memory(self, input_dim):
+        config = self.pkm_config
+        memory = ProductKeyMemory(
+            input_dim,
+            subkeys=config.pkm_subkeys,
+            heads=config.pkm_heads,
+            topk=config.pkm_topk,
+            key_dim=config.pkm_key_dim,
+            value_dim=config.pkm_value_dim,
+            query_norm=config.pkm_query_norm,
+            query_dropout=config.pkm_query_dropout,
+            value_dropout=config.pkm_value_dropout,
+            value_init=config.pkm_value_init,
+            values=self._shared_values,
+        )
+        if config.pkm_share_values:
+            self._shared_values = memory.values
+        return memory

@@ -1,0 +1,67 @@
+"""A transformer encoder layer that may hold a memory."""
+
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+from torch import nn
+
+# What fairseq 0.12.2 adds to every layer for its BetterTransformer path: a second copy of each
+# weight that is never trained.
+BETTER_TRANSFORMER_COPIES = (
+    "in_proj_weight",
+    "in_proj_bias",
+    "out_proj_weight",
+    "out_proj_bias",
+    "fc1_weight",
+    "fc1_bias",
+    "fc2_weight",
+    "fc2_bias",
+)
+
+
+class PKMTransformerEncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's encoder layer with a memory beside its feed-forward network or in its place.
+
+    The forward pass stays fairseq's own: the memory reads the input of ``fc1`` and joins the
+    output of ``fc2``, inside the same dropout, residual connection and LayerNorm, before or after.
+
+    Args:
+        cfg: fairseq's TransformerConfig.
+        memory: a ``ProductKeyMemory``, or None for a layer without.
+        replace: whether the memory takes the place of the feed-forward network, which then has no
+            weights, instead of being added to it (Kim & Jung 2020, section 3.2, "ResM").
+        return_fc: as in fairseq.
+    """
+
+    def __init__(self, cfg, memory=None, replace=False, return_fc=False):
+        super().__init__(cfg, return_fc=return_fc)
+        # BetterTransformer's evaluation path would pass the memory by; without its copies the layer
+        # trains, saves and loads alike under every fairseq.
+        self.can_use_fastpath = False
+        for name in BETTER_TRANSFORMER_COPIES:
+            self._parameters.pop(name, None)
+        self.pkm = memory
+        self.replace = replace
+        self._memory_input = None
+        if memory is None:
+            return
+        if replace:
+            for part in ("fc1", "activation_fn", "activation_dropout_module", "fc2"):
+                setattr(self, part, nn.Identity())
+        self.fc1.register_forward_pre_hook(self._keep_memory_input)
+        self.fc2.register_forward_hook(self._add_memory)
+
+    # 0.12.2 fills its copies here.
+    _load_from_state_dict = nn.Module._load_from_state_dict
+
+    def forward(self, x, encoder_padding_mask, attn_mask=None):
+        """Does what fairseq's layer does; shapes as there: ``x`` is (seq_len, batch, embed_dim)."""
+        # (batch, seq_len) -> (seq_len, batch)
+        self._padding_mask = None if encoder_padding_mask is None else encoder_padding_mask.t()
+        return super().forward(x, encoder_padding_mask, attn_mask)
+
+    def _keep_memory_input(self, fc1, inputs):
+        (self._memory_input,) = inputs
+
+    def _add_memory(self, fc2, inputs, output):
+        read = self.pkm(self._memory_input, self._padding_mask)
+        self._memory_input = self._padding_mask = None
+        return read if self.replace else output + read

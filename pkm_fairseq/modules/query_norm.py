@@ -1,0 +1,85 @@
+"""Normalisation of the queries.
+
+T tokens, H heads, Q width of a query.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class QueryBatchNorm(nn.Module):
+    """Normalises each number of a query over the tokens of a batch (Lample et al. 2019, section 3.2).
+
+    It differs from ``torch.nn.BatchNorm1d`` in what a memory inside fairseq needs: statistics of
+    float32 or better under any dtype of the model, no integer buffer (fairseq's EMA cannot average
+    one), batches of no or one token, and forward passes without gradients in training, which leave
+    the running statistics alone: activation checkpointing makes one such pass before the real one.
+
+    Args:
+        heads: queries per token.
+        query_dim: numbers per query.
+        eps: added to the variance.
+        momentum: weight of a batch in the running statistics.
+    """
+
+    def __init__(self, heads, query_dim, *, eps=1e-5, momentum=0.1):
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(heads * query_dim))
+        self.bias = nn.Parameter(torch.zeros(heads * query_dim))
+        self.register_buffer("running_mean", torch.zeros(heads * query_dim))
+        self.register_buffer("running_var", torch.ones(heads * query_dim))
+
+    def reset_parameters(self):
+        """Makes the norm as it was when new."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+
+    def forward(self, query):
+        """Normalises ``query``, (T, H, Q), and returns it in its own dtype.
+
+        In evaluation, and for a batch of fewer than two tokens, which has no variance, with the
+        running statistics; else with those of the batch.
+        """
+        x = query.flatten(1)  # (T, H * Q)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        use_batch = self.training and len(x) > 1
+        use_running = not use_batch or torch.is_grad_enabled()
+        x = F.batch_norm(
+            x,
+            self.running_mean.to(x.dtype) if use_running else None,
+            self.running_var.to(x.dtype) if use_running else None,
+            self.weight.to(x.dtype),
+            self.bias.to(x.dtype),
+            training=use_batch,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+        return x.view_as(query).to(query.dtype)
+
+    def _apply(self, fn, *args, **kwargs):
+        """Moves the module as ``fn`` says, but never rounds the statistics below float32."""
+        exact = {name: buffer for name, buffer in self.named_buffers()}
+        super()._apply(fn, *args, **kwargs)
+        for name, buffer in self.named_buffers():
+            dtype = torch.promote_types(buffer.dtype, torch.float32)
+            setattr(self, name, exact[name].to(buffer.device, dtype))
+        return self
+
+
+def build_query_norm(kind, heads, query_dim):
+    """Builds the query norm of ``kind`` batch, layer or none, for queries (T, H, Q).
+
+    Layer normalises each head's query by itself.
+    """
+    if kind == "batch":
+        return QueryBatchNorm(heads, query_dim)
+    if kind == "layer":
+        return nn.LayerNorm(query_dim)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"query_norm={kind} is not batch, layer or none: change --pkm-query-norm")

@@ -1,0 +1,32 @@
+"""Weighted sums of rows of a table."""
+
+from .eager import eager_weighted_bag
+
+
+def weighted_bag(values, slots, weights):
+    """Sums, for each token, the rows of ``values`` it selected, each times its weight.
+
+    Args:
+        values: the table, (slots, value-dim), floating point.
+        slots: the rows each token selected, (tokens, n), int64; a row may stand there twice.
+        weights: their weights, (tokens, n), floating point; used in the dtype of ``values``.
+
+    Returns:
+        (tokens, value-dim), in the dtype of ``values``; differentiable in ``values`` and
+        ``weights``.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Source: Lample et al. 2019 (arXiv 1907.05242), section 3.1, equation 3.
+    """
+    if values.dim() != 2 or slots.dim() != 2 or slots.shape != weights.shape:
+        raise ValueError(
+            "weighted_bag takes values (slots, value-dim), slots (tokens, n) and weights "
+            f"(tokens, n), not {tuple(values.shape)}, {tuple(slots.shape)} and "
+            f"{tuple(weights.shape)}"
+        )
+    return eager_weighted_bag(values, slots, weights)
+
+
+__all__ = ["weighted_bag"]

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes the Python environment the other scripts use. Safe to run again: it goes on where it was.
+#   PYTHON  interpreter to build on  (default: python3)
+#   VENV    environment to make      (default: .venv)
+#   TORCH   pip requirement of torch (default: the newest that this project was tested with)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+venv=${VENV:-.venv}
+torch=${TORCH:-torch>=2.4,<=2.13.0}
+
+wanted="$("$python" --version) $torch $(cat setup.py scripts/setup.sh | cksum)"
+if [ "$(cat "$venv/ready" 2>/dev/null)" = "$wanted" ]; then
+    exit 0
+fi
+
+echo "== Setting up $venv with $("$python" --version): a few minutes the first time"
+"$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip "$@" --quiet --disable-pip-version-check; }
+
+if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    # fairseq-fixed compiles against torch: an isolated build would download a second one.
+    isolation=--no-build-isolation
+else
+    # pip 24.1 and later refuse the metadata of fairseq 0.12.2's omegaconf (fairseq issue #5511).
+    pip install "pip<24.1"
+    isolation=
+fi
+echo "   torch"
+pip install "$torch" numpy cython setuptools wheel
+echo "   fairseq and the rest"
+pip install $isolation --editable ".[test]"
+"$venv/bin/python" -c 'import pkm_fairseq'
+echo "$wanted" > "$venv/ready"
+echo "== $venv is ready"

@@ -1,0 +1,213 @@
+import copy
+
+import pytest
+import torch
+from pkm_fairseq.modules import ProductKeyMemory, ValueTable
+from tests.tolerances import assert_close
+
+OPTIONS = [
+    {},
+    {"query_norm": "layer"},
+    {"query_norm": "none"},
+    {"value_dim": 5},
+    {"value_init": "zero"},
+    {"subkeys": 1, "topk": 1},
+    {"subkeys": 7, "topk": 7, "heads": 1},
+    {"subkeys": 13, "topk": 6, "heads": 3, "key_dim": 10, "value_dim": 9},
+]
+
+
+def make_memory(input_dim=12, **options):
+    torch.manual_seed(0)
+    sizes = {"subkeys": 6, "heads": 2, "topk": 3, "key_dim": 8}
+    memory = ProductKeyMemory(input_dim, **{**sizes, **options}).double()
+    # Norm weights that are not 1 and 0, and statistics that are not those of a new norm.
+    for name, tensor in [*memory.query_norm.named_parameters(), *memory.query_norm.named_buffers()]:
+        tensor.data = 0.5 + torch.rand_like(tensor) if "bias" not in name else tensor + 0.1
+    return memory
+
+
+def naive_read(memory, tokens):
+    """The layer as the paper defines it, token by token and head by head, over all slots."""
+    heads, _, subkeys, half = memory.subkeys.shape
+    projected = tokens @ memory.query.weight.T + memory.query.bias
+    norm = memory.query_norm
+    if type(norm).__name__ == "QueryBatchNorm":
+        batch = memory.training and len(tokens) > 1
+        mean = projected.mean(0) if batch else norm.running_mean
+        var = projected.var(0, unbiased=False) if batch else norm.running_var
+        projected = (projected - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
+    outputs = []
+    for token in projected:
+        output = 0
+        for head in range(heads):
+            query = token[head * 2 * half : (head + 1) * 2 * half]
+            if isinstance(norm, torch.nn.LayerNorm):
+                query = (query - query.mean()) / (query.var(unbiased=False) + norm.eps).sqrt()
+                query = query * norm.weight + norm.bias
+            scores = {}
+            for i in range(subkeys):
+                for j in range(subkeys):
+                    key = torch.cat((memory.subkeys[head, 0, i], memory.subkeys[head, 1, j]))
+                    scores[i * subkeys + j] = query @ key
+            best = sorted(scores, key=scores.get, reverse=True)[: memory.topk]
+            weights = torch.stack([scores[slot] for slot in best]).softmax(0)
+            output = output + sum(w * memory.values.weight[s] for w, s in zip(weights, best))
+        outputs.append(memory.output(output))
+    return torch.stack(outputs)
+
+
+def gradients_of(memory, x, output):
+    upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    return torch.autograd.grad(output, [x, *memory.parameters()], upstream)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_it_matches_the_naive_memory_in_output_and_every_gradient(options, training):
+    memory = make_memory(**options).train(training)
+    x = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
+    expected = naive_read(memory, x)
+    expected_gradients = gradients_of(memory, x, expected)
+    actual = memory(x)
+    assert_close(actual, expected)
+    names = ["x", *dict(memory.named_parameters())]
+    for name, ours, theirs in zip(names, gradients_of(memory, x, actual), expected_gradients):
+        assert_close(ours, theirs, lambda text, name=name: f"gradient of {name}: {text}")
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_it_passes_gradcheck(options):
+    memory = make_memory(**options)
+    x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in memory.named_parameters()]
+
+    def read(x, *parameters):
+        return torch.func.functional_call(memory, dict(zip(names, parameters)), (x,))
+
+    assert torch.autograd.gradcheck(read, (x, *memory.parameters()))
+
+
+@pytest.mark.parametrize("query_norm", ["batch", "layer", "none"])
+def test_padding_changes_nothing_for_the_real_tokens(query_norm):
+    memory = make_memory(query_norm=query_norm)
+    unpadded = copy.deepcopy(memory)
+    x = torch.randn(4, 3, 12, dtype=torch.float64)
+    padding = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
+    x[padding] = float("nan")  # whatever stands there must not matter
+    x.requires_grad_()
+    output = memory(x, padding)
+    expected = unpadded(x[~padding])
+    assert torch.equal(output[~padding], expected)
+    assert torch.equal(output[padding], torch.zeros(6, 12, dtype=torch.float64))
+    for name, buffer in memory.named_buffers():
+        assert torch.equal(buffer, dict(unpadded.named_buffers())[name]), name
+    ours = gradients_of(memory, x, output)
+    assert torch.equal(ours[0][padding], torch.zeros(6, 12, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("query_norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize("training", [True, False])
+def test_no_tokens_and_nothing_but_padding_read_nothing(query_norm, training):
+    memory = make_memory(query_norm=query_norm).train(training)
+    before = {name: buffer.clone() for name, buffer in memory.named_buffers()}
+    assert memory(torch.zeros(0, 3, 12, dtype=torch.float64)).shape == (0, 3, 12)
+    x = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
+    output = memory(x, torch.ones(2, 3, dtype=torch.bool))
+    assert torch.equal(output, torch.zeros_like(x))
+    for gradient in gradients_of(memory, x, output):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+    for name, buffer in memory.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_it_does_not_change_its_input():
+    x = torch.randn(4, 12, dtype=torch.float64)
+    before = x.clone()
+    make_memory(value_dropout=0.5, query_dropout=0.5)(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("option", ["query_dropout", "value_dropout"])
+def test_dropout_acts_in_training_only(option):
+    memory = make_memory(**{option: 0.5}, query_norm="none")
+    x = torch.randn(50, 12, dtype=torch.float64)
+    assert not torch.equal(memory(x), memory(x))
+    memory.eval()
+    assert_close(memory(x), naive_read(memory, x))
+
+
+def test_query_dropout_drops_numbers_of_the_normalised_query():
+    memory = make_memory(query_dropout=0.25)
+    query = memory._query(torch.randn(400, 12, dtype=torch.float64))
+    assert (query == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_value_dropout_drops_numbers_of_the_read():
+    memory = make_memory(value_dropout=0.25)
+    read = memory(torch.randn(400, 12, dtype=torch.float64))
+    assert (read == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_softmax_and_the_query_statistics_keep_float32_in_a_half_model(dtype, monkeypatch):
+    memory = make_memory().to(dtype)
+    seen = []
+    monkeypatch.setattr(
+        "pkm_fairseq.modules.product_key_memory.weighted_bag",
+        lambda values, slots, weights: seen.append(weights) or values[slots[:, 0]],
+    )
+    output = memory(torch.randn(5, 12, dtype=dtype))
+    assert output.dtype == dtype
+    assert seen[0].dtype == torch.float32
+    total = seen[0].view(5, 2, 3).sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
+    assert memory.query_norm.running_mean.dtype == torch.float32
+
+
+def test_new_parameters_have_the_scale_the_paper_gives_them():
+    torch.manual_seed(0)
+    memory = ProductKeyMemory(64, subkeys=32, key_dim=48, value_dim=100, topk=8)
+    bound = 24**-0.5
+    assert memory.subkeys.abs().max() <= bound
+    assert memory.subkeys.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert memory.values.weight.std().item() == pytest.approx(0.1, rel=0.01)
+    assert not ProductKeyMemory(64, subkeys=8, topk=2, value_init="zero").values.weight.any()
+
+
+def test_without_other_wishes_it_is_the_memory_of_the_paper():
+    memory = ProductKeyMemory(16)
+    assert memory.subkeys.shape == (4, 2, 512, 128)
+    assert memory.values.weight.shape == (262_144, 16)
+    assert memory.topk == 32
+    assert type(memory.query_norm).__name__ == "QueryBatchNorm"
+
+
+def test_memories_can_share_their_values():
+    table = ValueTable(36, 12, "normal")
+    memories = [ProductKeyMemory(12, subkeys=6, topk=2, values=table) for _ in range(2)]
+    assert memories[0].values.weight is memories[1].values.weight
+    with pytest.raises(ValueError, match=r"\(36, 12\).*\(49, 12\)"):
+        ProductKeyMemory(12, subkeys=7, topk=2, values=table)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"topk": 7}, "topk=7 exceeds subkeys=6: lower --pkm-topk or raise --pkm-subkeys"),
+        ({"key_dim": 7}, "key_dim=7 is odd.*--pkm-key-dim"),
+        ({"heads": 0}, "heads=0 must be at least 1.*--pkm-heads"),
+        ({"topk": 0}, "topk=0 must be at least 1.*--pkm-topk"),
+        ({"subkeys": -1}, "subkeys=-1 must be at least 1.*--pkm-subkeys"),
+        ({"key_dim": 0}, "key_dim=0 must be at least 1.*--pkm-key-dim"),
+        ({"value_dim": 0}, "value_dim=0 must be at least 1.*--pkm-value-dim"),
+        ({"query_dropout": 1.0}, r"query_dropout=1.0 is not in \[0, 1\).*--pkm-query-dropout"),
+        ({"value_dropout": -0.1}, r"value_dropout=-0.1 is not in \[0, 1\)"),
+        ({"value_dropout": float("nan")}, r"value_dropout=nan is not in \[0, 1\)"),
+        ({"query_norm": "group"}, "query_norm=group.*--pkm-query-norm"),
+        ({"value_init": "one"}, "value_init=one.*--pkm-value-init"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_to_change(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_memory(**options)

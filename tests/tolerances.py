@@ -1,0 +1,13 @@
+"""How far two ways to compute the same may lie apart, by dtype; one table for all tests."""
+
+import torch
+
+TOLERANCES = {
+    # Sums of some hundred terms of order 1, in another order.
+    torch.float64: {"rtol": 1e-10, "atol": 1e-10},
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+}
+
+
+def assert_close(actual, expected, message=None):
+    torch.testing.assert_close(actual, expected, **TOLERANCES[expected.dtype], msg=message)
