@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 setup(
     name="pkm_fairseq",
     version="0.1.0",
-    description="Large product-key memory for fairseq's RoBERTa (Kim & Jung 2020, arXiv 2010.03881)",
+    description="Large product-key memory for fairseq's RoBERTa (arXiv 2010.03881)",
     packages=find_packages(include=["pkm_fairseq", "pkm_fairseq.*"]),
     python_requires=">=3.8",
     install_requires=[

@@ -5,9 +5,9 @@ import os
 
 import torch
 
-# fairseq's checkpoints hold an argparse.Namespace, plain data that torch's safe loading must be told
-# of. The check itself is asked of every torch and fairseq, those too that leave it off: a
-# checkpoint from a stranger must not run code.
+# A checkpoint from a stranger must not run code. fairseq's checkpoints hold an argparse.Namespace,
+# plain data that torch's safe loading must be told of; the check itself is asked of every torch and
+# fairseq, those too that leave it off.
 torch.serialization.add_safe_globals([argparse.Namespace])
 if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"

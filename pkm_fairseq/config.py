@@ -87,8 +87,8 @@ class PKMConfig(FairseqDataclass):
             for name in values
             if name.startswith("pkm_") and values[name] is not None
         }
-        # fairseq-train hands the model every option of the command line (with "arch"), those of
-        # tasks and optimizers too, and has refused unknown ones; Hydra hands over the YAML as it is.
+        # fairseq-train has refused unknown options, and hands the model those of tasks and
+        # optimizers too ("arch" tells); Hydra hands over whatever stands under "model:".
         unknown = [] if "arch" in values else sorted(given.keys() - known)
         if unknown:
             raise ValueError(

@@ -14,6 +14,7 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.utils import safe_getattr, safe_hasattr
 from omegaconf import OmegaConf
 
+from pkm_fairseq.checkpoint import check_same_memory
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
 
@@ -64,6 +65,15 @@ class PKMRobertaModel(RobertaModel):
         for memory in model.memories():
             logger.info("memory: %s, %s", memory.extra_repr(), memory.values)
         return model
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        """Makes an older checkpoint fit, as fairseq does, and refuses one of another memory.
+
+        Raises:
+            ValueError: if the checkpoint has a memory made with other options, naming them.
+        """
+        super().upgrade_state_dict_named(state_dict, name)
+        check_same_memory(state_dict, self.state_dict())
 
     def memories(self):
         """Returns the model's memories, from the first layer that holds one to the last."""

@@ -8,7 +8,6 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 
 from .encoder_layer import PKMTransformerEncoderLayer
 from .product_key_memory import ProductKeyMemory
-from .value_table import ValueTable
 
 
 class PKMTransformerEncoder(TransformerEncoder):
@@ -25,7 +24,7 @@ class PKMTransformerEncoder(TransformerEncoder):
         # fairseq builds the layers inside its constructor and does not say which one it asks for.
         self.pkm_config = config
         self._layer_indices = count()
-        self._shared_values = None
+        self._memories = []
         super().__init__(args, dictionary, embed_tokens)
 
     def build_encoder_layer(self, cfg):
@@ -38,7 +37,7 @@ class PKMTransformerEncoder(TransformerEncoder):
             replace=self.pkm_config.pkm_mode == "replace",
             return_fc=self.return_fc,
         )
-        # fairseq's own method wraps the layer like this too, but leaves no hook to change its class.
+        # As fairseq's own method wraps the layer, which leaves no hook to change its class.
         if cfg.checkpoint_activations:
             layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
         min_params_to_wrap = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
@@ -46,6 +45,7 @@ class PKMTransformerEncoder(TransformerEncoder):
 
     def _build_memory(self, input_dim):
         config = self.pkm_config
+        share = config.pkm_share_values and self._memories
         memory = ProductKeyMemory(
             input_dim,
             subkeys=config.pkm_subkeys,
@@ -57,8 +57,7 @@ class PKMTransformerEncoder(TransformerEncoder):
             query_dropout=config.pkm_query_dropout,
             value_dropout=config.pkm_value_dropout,
             value_init=config.pkm_value_init,
-            values=self._shared_values,
+            values=self._memories[0].values if share else None,
         )
-        if config.pkm_share_values:
-            self._shared_values = memory.values
+        self._memories.append(memory)
         return memory

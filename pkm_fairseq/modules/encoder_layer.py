@@ -27,7 +27,7 @@ class PKMTransformerEncoderLayer(TransformerEncoderLayerBase):
         cfg: fairseq's TransformerConfig.
         memory: a ``ProductKeyMemory``, or None for a layer without.
         replace: whether the memory takes the place of the feed-forward network, which then has no
-            weights, instead of being added to it (Kim & Jung 2020, section 3.2, "ResM").
+            weights, instead of being added to it (Kim & Jung 2020: "residual memory", ResM).
         return_fc: as in fairseq.
     """
 

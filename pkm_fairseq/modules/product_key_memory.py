@@ -5,7 +5,6 @@ per head, V width of a value.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pkm_fairseq.config import PKMConfig, check_memory

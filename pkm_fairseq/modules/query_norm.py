@@ -9,7 +9,7 @@ from torch import nn
 
 
 class QueryBatchNorm(nn.Module):
-    """Normalises each number of a query over the tokens of a batch (Lample et al. 2019, section 3.2).
+    """Normalises each number of a query over a batch (Lample et al. 2019, section 3.1).
 
     It differs from ``torch.nn.BatchNorm1d`` in what a memory inside fairseq needs: statistics of
     float32 or better under any dtype of the model, no integer buffer (fairseq's EMA cannot average
@@ -63,7 +63,7 @@ class QueryBatchNorm(nn.Module):
 
     def _apply(self, fn, *args, **kwargs):
         """Moves the module as ``fn`` says, but never rounds the statistics below float32."""
-        exact = {name: buffer for name, buffer in self.named_buffers()}
+        exact = dict(self.named_buffers())
         super()._apply(fn, *args, **kwargs)
         for name, buffer in self.named_buffers():
             dtype = torch.promote_types(buffer.dtype, torch.float32)

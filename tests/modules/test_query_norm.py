@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+
 from pkm_fairseq.modules import QueryBatchNorm
 from tests.tolerances import assert_close
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from pkm_fairseq.ops import product_key_topk
 from pkm_fairseq.ops.product_key_topk.eager import candidate_pairs
 from pkm_fairseq.ops.product_key_topk.reference import reference_product_key_topk

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from pkm_fairseq.ops import weighted_bag
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 from tests.tolerances import assert_close

@@ -1,0 +1,30 @@
+"""``python -m pkm_fairseq.options`` prints every option of the memory.
+
+``fairseq-train --help`` prints none: it stops before it has read ``--user-dir`` and ``--arch``.
+"""
+
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+from pkm_fairseq.config import PKMConfig
+
+
+def options_parser():
+    """Returns the parser whose help this command prints."""
+    parser = ArgumentParser(
+        usage=SUPPRESS,
+        add_help=False,
+        description="Options that pkm_fairseq adds to fairseq. On the command line of "
+        "fairseq-train as written here; in Hydra's YAML without dashes and with underscores.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    group = parser.add_argument_group(
+        "model pkm_roberta (--arch pkm_roberta, pkm_roberta_base, pkm_roberta_large; under model:)"
+    )
+    gen_parser_from_dataclass(group, PKMConfig())
+    return parser
+
+
+if __name__ == "__main__":
+    options_parser().print_help()

@@ -1,0 +1,285 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pkm_fairseq.config import PKMConfig
+from tests.models.tiny import TINY, draw_tokens, make_args, make_memory_model, make_model
+from tests.tolerances import assert_close
+
+PAD = 1
+
+
+def pad_tokens(tokens, *lengths):
+    """Returns ``tokens`` with all that lies behind each row's length padded."""
+    padded = tokens.clone()
+    for row, length in zip(padded, lengths):
+        row[length:] = PAD
+    return padded
+
+
+def layer_of(model, index=1):
+    return model.encoder.sentence_encoder.layers[index]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_memory_it_computes_exactly_what_roberta_computes(training):
+    roberta = make_model("roberta", dropout=0.1)
+    ours = make_model("pkm_roberta", dropout=0.1)
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, roberta.state_dict()[name]), name
+    tokens = pad_tokens(draw_tokens(3, 7), 7, 4, 2)
+    outputs = []
+    for model in (roberta, ours):
+        torch.manual_seed(3)
+        output = model.train(training)(tokens)[0]
+        output.sum().backward()
+        outputs.append(output)
+    assert torch.equal(*outputs)
+    stock = dict(roberta.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert (parameter.grad is None) == (stock[name].grad is None), name
+        if parameter.grad is not None:
+            assert torch.equal(parameter.grad, stock[name].grad), name
+
+
+@pytest.mark.parametrize("layers", [[0], [1], [2], [0, 2], [0, 1, 2]])
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+def test_memory_is_in_the_named_layers_and_the_ffn_where_it_should_be(layers, mode):
+    model = make_memory_model(pkm_layers=layers, pkm_mode=mode)
+    for index in range(TINY["encoder_layers"]):
+        names = {name.split(".")[0] for name in layer_of(model, index).state_dict()}
+        assert ("pkm" in names) == (index in layers)
+        has_ffn = mode == "residual" or index not in layers
+        assert ("fc1" in names) == ("fc2" in names) == has_ffn
+    assert len(model.memories()) == len(layers)
+
+
+@pytest.mark.parametrize("normalize_before", [False, True])
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+def test_a_layer_reads_its_memory_inside_the_dropout_residual_and_norm_of_its_ffn(
+    mode, normalize_before
+):
+    options = {"encoder_normalize_before": normalize_before, "dropout": 0.3}
+    layer = layer_of(make_memory_model(pkm_mode=mode, pkm_query_norm="layer", **options))
+    x = torch.randn(5, 2, 16)
+    padding = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]], dtype=torch.bool)
+    torch.manual_seed(7)
+    actual = layer(x, padding)
+
+    torch.manual_seed(7)
+    attended = layer.self_attn_layer_norm(x) if normalize_before else x
+    attended, _ = layer.self_attn(attended, attended, attended, key_padding_mask=padding)
+    x = x + F.dropout(attended, 0.3)
+    x = x if normalize_before else layer.self_attn_layer_norm(x)
+    inner = layer.final_layer_norm(x) if normalize_before else x
+    memory = layer.pkm(inner, padding.t())
+    if mode == "residual":
+        memory = (
+            F.linear(
+                F.gelu(F.linear(inner, layer.fc1.weight, layer.fc1.bias)),
+                layer.fc2.weight,
+                layer.fc2.bias,
+            )
+            + memory
+        )
+    x = x + F.dropout(memory, 0.3)
+    assert_close(actual, x if normalize_before else layer.final_layer_norm(x))
+
+
+@pytest.mark.parametrize("normalize_before", [False, True])
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+@pytest.mark.parametrize("layers", [[0], [1], [0, 2]])
+def test_train_and_eval_mode_agree_also_after_loading_and_with_padding(
+    layers, mode, normalize_before
+):
+    # fairseq 0.12.2 switches to a path without memory in evaluation, once weights were loaded.
+    options = {
+        "pkm_layers": layers,
+        "pkm_mode": mode,
+        "pkm_query_norm": "layer",
+        "encoder_normalize_before": normalize_before,
+    }
+    model = make_memory_model(**options)
+    loaded = make_memory_model(**options).eval()
+    loaded.load_state_dict(copy.deepcopy(model.state_dict()))
+    tokens = pad_tokens(draw_tokens(3, 7), 7, 4, 2)
+    real = tokens.ne(PAD)
+    with torch.no_grad():
+        assert_close(loaded(tokens)[0][real], model(tokens)[0][real])
+
+
+def test_padding_a_batch_changes_nothing_for_its_sentences():
+    model = make_memory_model(encoder_normalize_before=True).eval()
+    tokens = draw_tokens(1, 4)
+    padded = torch.cat([tokens, torch.full((1, 3), PAD)], 1)
+    assert_close(model(padded)[0][:, :4], model(tokens)[0])
+
+
+def test_the_memories_keep_their_own_initialisation():
+    # fairseq redraws every nn.Linear with a standard deviation of 0.02.
+    memory = make_memory_model(encoder_embed_dim=64, pkm_key_dim=64).memories()[0]
+    assert memory.query.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_normalize_before": True},
+        {"layernorm_embedding": False},
+        {"encoder_layerdrop": 0.01},
+        {"checkpoint_activations": True},
+        {"checkpoint_activations": True, "offload_activations": True},
+        {"untie_weights_roberta": True},
+        {"spectral_norm_classification_head": True},
+        {"quant_noise_pq": 0.1, "quant_noise_pq_block_size": 4},
+        {"activation_fn": "relu"},
+        {"activation_dropout": 0.1},
+        {"mha_reg_scale_factor": 0.1},
+        {"max_positions": 40},
+        {"pkm_value_dim": 6},
+        {"pkm_share_values": True, "pkm_layers": [0, 2]},
+        {"pkm_query_dropout": 0.1, "pkm_value_dropout": 0.1},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_every_part_of_it_learns_under_robertas_own_flags(options, mode):
+    model = make_memory_model(pkm_mode=mode, **options)
+    model.register_classification_head("sentence", num_classes=2)
+    tokens = pad_tokens(draw_tokens(3, 7), 7, 4, 2)
+    model(tokens)[0].float().square().mean().backward()
+    model(tokens, classification_head_name="sentence")[0].sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    for memory in model.memories():
+        assert memory.values.weight.grad.any()
+        assert memory.subkeys.grad.any()
+        assert memory.query.weight.grad.any()
+
+
+def test_scalar_quantisation_keeps_the_memory():
+    from fairseq.modules.quantization.scalar import quantize_model_
+
+    model = make_memory_model()
+    # Of a whole RoBERTa, fairseq cannot quantise the learned positions.
+    quantize_model_(layer_of(model), p=0.1, bits=8, update_step=1000)
+    assert type(layer_of(model).fc1).__name__ == "IntLinear"
+    model(draw_tokens(2, 5))[0].sum().backward()
+    assert model.memories()[0].values.weight.grad.any()
+
+
+def test_activation_checkpointing_changes_no_gradient_and_no_statistic():
+    results = []
+    for checkpoint_activations in (False, True):
+        model = make_memory_model(checkpoint_activations=checkpoint_activations)
+        for _ in range(2):
+            model(draw_tokens(3, 7))[0].square().sum().backward()
+        results.append((dict(model.named_parameters()), dict(model.named_buffers())))
+    (parameters, buffers), (expected_parameters, expected_buffers) = results
+    for name, parameter in parameters.items():
+        assert_close(parameter.grad, expected_parameters[name].grad)
+    for name, buffer in buffers.items():
+        assert torch.equal(buffer, expected_buffers[name]), name
+
+
+def test_a_copy_of_the_model_reads_its_own_memory():
+    # fairseq's EMA deep-copies the model.
+    model = make_memory_model(pkm_query_norm="layer").eval()
+    duplicate = copy.deepcopy(model)
+    tokens = draw_tokens(2, 5)
+    with torch.no_grad():
+        before = model(tokens)[0]
+        duplicate.memories()[0].values.weight.zero_()
+        assert torch.equal(model(tokens)[0], before)
+        assert not torch.equal(duplicate(tokens)[0], before)
+
+
+@pytest.mark.parametrize("value_dim", [None, 6])
+def test_zero_values_make_a_residual_model_start_as_the_dense_one(value_dim):
+    dense = make_model("roberta").eval()
+    model = make_memory_model(pkm_value_init="zero", pkm_value_dim=value_dim).eval()
+    model.load_state_dict({**model.state_dict(), **without_copies(dense)})
+    tokens = pad_tokens(draw_tokens(3, 7), 7, 4, 2)
+    assert_close(model(tokens)[0], dense.train()(tokens)[0])
+
+
+def without_copies(dense):
+    ours = make_model("pkm_roberta").state_dict()
+    return {name: tensor for name, tensor in dense.state_dict().items() if name in ours}
+
+
+def test_memories_share_one_table_when_told_to_also_after_loading():
+    model = make_memory_model(pkm_layers=[0, 2], pkm_share_values=True)
+    first, second = model.memories()
+    assert first.values.weight is second.values.weight
+    assert sum("values" in name for name, _ in model.named_parameters()) == 1
+    other = make_memory_model(pkm_layers=[0, 2], pkm_share_values=True)
+    other.memories()[0].values.weight.data.add_(1)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(first.values.weight, other.memories()[1].values.weight)
+    apart = make_memory_model(pkm_layers=[0, 2])
+    apart.memories()[0].values.weight.data.add_(1)
+    with pytest.raises(ValueError, match="remove --pkm-share-values"):
+        model.load_state_dict(apart.state_dict())
+    apart.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pkm_layers": [0, 1]}, r"made with --pkm-layers 1 \(not 0,1\)"),
+        ({"pkm_subkeys": 9, "pkm_heads": 3}, r"--pkm-subkeys 8 \(not 9\), --pkm-heads 2 \(not 3\)"),
+        ({"pkm_key_dim": 6}, r"--pkm-key-dim 8 \(not 6\)"),
+        ({"pkm_value_dim": 6}, r"--pkm-value-dim 16 \(not 6\)"),
+        ({"pkm_query_norm": "layer"}, r"--pkm-query-norm batch \(not layer\)"),
+        ({"pkm_query_norm": "none"}, r"--pkm-query-norm batch \(not none\)"),
+        ({"pkm_mode": "replace"}, r"--pkm-mode residual \(not replace\)"),
+        ({"pkm_layers": []}, "the checkpoint has a memory: add --pkm-layers 1"),
+    ],
+)
+def test_a_checkpoint_of_another_memory_is_refused_naming_the_options(options, message):
+    saved = make_memory_model().state_dict()
+    with pytest.raises(ValueError, match=message):
+        make_memory_model(**options).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_layers_to_keep": "0,1"}, "--encoder-layers-to-keep renumbers"),
+        ({"ffn_blocks_to_remove": 4}, "--ffn-blocks-to-remove rebuilds"),
+        ({"ffn_reg_scale_factor": 0.1, "pkm_mode": "replace"}, "--ffn-reg-scale-factor needs"),
+        ({"pkm_layers": [3]}, "--pkm-layers 3 does not exist"),
+        ({"pkm_topk": 9}, "topk=9 exceeds subkeys=8"),
+    ],
+)
+def test_what_memory_cannot_do_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_memory_model(**options)
+
+
+@pytest.mark.parametrize(
+    ("arch", "layers", "embed_dim", "memory"),
+    [
+        ("pkm_roberta", 12, 768, None),
+        ("pkm_roberta_base", 12, 768, [4, 8]),
+        ("pkm_roberta_large", 24, 1024, [8, 16]),
+    ],
+)
+def test_architectures_are_robertas_with_memory_in_the_middle(arch, layers, embed_dim, memory):
+    args = make_args(arch)
+    assert (args.encoder_layers, args.encoder_embed_dim) == (layers, embed_dim)
+    assert getattr(args, "pkm_layers", None) == memory
+    assert make_args(arch, pkm_layers=[1]).pkm_layers == [1]
+    assert make_args(arch, pkm_layers=[]).pkm_layers == []
+
+
+def test_every_option_goes_into_the_checkpoint():
+    args = make_memory_model(pkm_heads=3).args
+    assert PKMConfig.from_args(args) == PKMConfig(
+        pkm_layers=[1], pkm_subkeys=8, pkm_topk=4, pkm_heads=3, pkm_key_dim=8
+    )
+    assert all(hasattr(args, name) for name in vars(PKMConfig()) if name.startswith("pkm_"))
