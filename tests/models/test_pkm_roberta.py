@@ -160,17 +160,6 @@ def test_every_part_of_it_learns_under_robertas_own_flags(options, mode):
         assert memory.query.weight.grad.any()
 
 
-def test_scalar_quantisation_keeps_the_memory():
-    from fairseq.modules.quantization.scalar import quantize_model_
-
-    model = make_memory_model()
-    # Of a whole RoBERTa, fairseq cannot quantise the learned positions.
-    quantize_model_(layer_of(model), p=0.1, bits=8, update_step=1000)
-    assert type(layer_of(model).fc1).__name__ == "IntLinear"
-    model(draw_tokens(2, 5))[0].sum().backward()
-    assert model.memories()[0].values.weight.grad.any()
-
-
 def test_activation_checkpointing_changes_no_gradient_and_no_statistic():
     results = []
     for checkpoint_activations in (False, True):
