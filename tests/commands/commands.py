@@ -1,0 +1,126 @@
+"""Runs the real commands, as a user would, from the project's root."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import pkm_fairseq  # noqa: F401 - lets torch load what fairseq saves
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TIMEOUT = 300
+
+# A model that trains in seconds, as flags of fairseq-train.
+MODEL = {
+    "encoder-layers": 2,
+    "encoder-embed-dim": 32,
+    "encoder-ffn-embed-dim": 64,
+    "encoder-attention-heads": 2,
+    "max-positions": 32,
+    "dropout": 0.1,
+}
+MEMORY = {
+    "pkm-layers": 1,
+    "pkm-subkeys": 16,
+    "pkm-topk": 8,
+    "pkm-heads": 2,
+    "pkm-key-dim": 16,
+    "pkm-value-init": "zero",
+}
+
+
+def start(command, *args):
+    """Starts a command of this environment and returns the process, its output merged."""
+    return subprocess.Popen(
+        [BIN / command, *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(command, *args, fails=False):
+    """Runs a command to its end and returns what it printed."""
+    process = start(command, *args)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode != 0) == fails, output
+    return output
+
+
+def run_until(pattern, command, *args):
+    """Runs a command until it prints ``pattern``, then kills it as a power cut would."""
+    process = start(command, *args)
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if re.search(pattern, line):
+            process.send_signal(signal.SIGKILL)
+            process.wait(TIMEOUT)
+            process.stdout.close()
+            return
+    raise AssertionError(f"{pattern} never came:\n{''.join(printed)}")
+
+
+def flags(options):
+    """Writes options as flags; None stands for a flag without a value."""
+    return [
+        part
+        for name, value in options.items()
+        for part in ([f"--{name}"] if value is None else [f"--{name}", value])
+    ]
+
+
+def pretraining(data, save_dir, *, updates, **options):
+    """The arguments of a short pretraining with fairseq-train."""
+    fixed = {
+        "user-dir": "pkm_fairseq",
+        "task": "masked_lm",
+        "criterion": "masked_lm",
+        "sample-break-mode": "complete",
+        "tokens-per-sample": 32,
+        "skip-invalid-size-inputs-valid-test": None,
+        "batch-size": 8,
+        "optimizer": "adam",
+        "adam-betas": "(0.9,0.98)",
+        "adam-eps": 1e-6,
+        "weight-decay": 0.01,
+        "lr": 0.01,
+        "clip-norm": 1.0,
+        "lr-scheduler": "polynomial_decay",
+        "total-num-update": updates,
+        "max-update": updates,
+        "seed": 3,
+        "cpu": None,
+        "save-dir": save_dir,
+        "no-epoch-checkpoints": None,
+        "num-workers": 0,
+        "log-format": "json",
+        "log-interval": 1,
+    }
+    extra = {name.replace("_", "-"): value for name, value in options.items()}
+    return [data, *flags({**fixed, **extra})]
+
+
+def logged(output, key, part="train_inner"):
+    """Returns all values of ``key`` that a run with --log-format json printed."""
+    lines = re.findall(rf"\| {part} \| (.*)|\[{part}\]\[INFO\] - (.*)", output)
+    return [json.loads(plain or hydra)[key] for plain, hydra in lines]
+
+
+def load_model_state(path):
+    """Returns the model's tensors in a checkpoint."""
+    return torch.load(path, weights_only=True)["model"]
+
+
+def assert_same_state(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        assert torch.equal(tensor, expected[name]), name

@@ -1,0 +1,157 @@
+"""Pretraining with memory through fairseq's stock commands."""
+
+import pickle
+
+import pytest
+import torch
+
+from tests.commands.commands import (
+    MEMORY,
+    MODEL,
+    ROOT,
+    assert_same_state,
+    load_model_state,
+    logged,
+    pretraining,
+    run,
+    run_until,
+)
+
+OURS = {"arch": "pkm_roberta", **MODEL, **MEMORY}
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """A short, whole run: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = {**OURS, "tensorboard-logdir": folder / "tensorboard"}
+    return folder, run("fairseq-train", *pretraining(data, folder, updates=40, **options))
+
+
+def test_the_loss_falls_and_the_memory_learns(trained):
+    folder, output = trained
+    losses = [float(loss) for loss in logged(output, "loss")]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < sum(losses[:5]) - 3
+    state = load_model_state(folder / "checkpoint_last.pt")
+    values = state["encoder.sentence_encoder.layers.1.pkm.values.weight"]
+    assert values.shape == (256, 32)
+    assert values.any(1).float().mean() > 0.5, "most values have kept their initial zeros"
+    assert list((folder / "tensorboard" / "train_inner").glob("events*"))
+
+
+def test_fairseq_validate_gives_the_loss_that_training_gave(trained, data):
+    folder, output = trained
+    validated = run(
+        *("fairseq-validate", data, "--user-dir", "pkm_fairseq", "--task", "masked_lm", "--cpu"),
+        *("--path", folder / "checkpoint_last.pt", "--batch-size", 8, "--num-workers", 0),
+        *("--skip-invalid-size-inputs-valid-test", "--log-format", "json"),
+    )
+    assert logged(validated, "valid_loss", "valid") == logged(output, "valid_loss", "valid")[-1:]
+
+
+def test_a_run_killed_and_resumed_ends_bit_identical_to_one_that_was_not(data, tmp_path):
+    # The kill comes in the middle of the second epoch.
+    options = {**OURS, "save-interval-updates": 10, "keep-interval-updates": 1}
+    whole = run("fairseq-train", *pretraining(data, tmp_path / "whole", updates=60, **options))
+    command = ["fairseq-train", *pretraining(data, tmp_path / "killed", updates=60, **options)]
+    run_until(r'"num_updates": "47"', *command)
+    resumed = run(*command)
+    assert "Loaded checkpoint" in resumed
+    losses = dict(zip(logged(resumed, "num_updates"), logged(resumed, "loss")))
+    assert min(map(int, losses)) == 41
+    assert dict(zip(logged(whole, "num_updates"), logged(whole, "loss"))).items() >= losses.items()
+    assert_same_state(
+        load_model_state(tmp_path / "killed" / "checkpoint_last.pt"),
+        load_model_state(tmp_path / "whole" / "checkpoint_last.pt"),
+    )
+
+
+def test_hydra_trains_the_same_model_update_by_update(trained, data, tmp_path):
+    folder, output = trained
+    model = {name.replace("-", "_"): value for name, value in {**MODEL, **MEMORY}.items()}
+    model["pkm_layers"] = "[1]"
+    by_hydra = run(
+        *("fairseq-hydra-train", "--config-dir", "user_dir_examples/pretraining"),
+        *("--config-name", "tiny", f"task.data={data}", f"checkpoint.save_dir={tmp_path}"),
+        *("task.sample_break_mode=complete", "task.tokens_per_sample=32"),
+        *("dataset.skip_invalid_size_inputs_valid_test=true", "dataset.batch_size=8"),
+        *("dataset.num_workers=0", "common.seed=3", "lr_scheduler.warmup_updates=0"),
+        *("optimization.lr=[0.01]", "optimization.max_update=40"),
+        *("common.log_format=json", "common.log_interval=1"),
+        *(f"model.{name}={value}" for name, value in model.items()),
+    )
+    for key in ("loss", "gnorm", "lr"):
+        assert logged(by_hydra, key) == logged(output, key)
+    assert_same_state(
+        load_model_state(tmp_path / "checkpoint_last.pt"),
+        load_model_state(folder / "checkpoint_last.pt"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pkm-layers": "1,2"}, "ValueError: --pkm-layers 2 does not exist"),
+        ({"pkm-topk": 17}, "ValueError: topk=17 exceeds subkeys=16"),
+        ({"pkm-mode": "beside"}, "error: argument --pkm-mode: invalid choice: 'beside'"),
+    ],
+)
+def test_bad_options_are_refused_before_any_data_is_loaded(data, tmp_path, changed, message):
+    options = {**OURS, **changed}
+    output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options), fails=True)
+    assert output.splitlines()[-1].split("fairseq-train: ")[-1].startswith(message)
+    assert "loaded" not in output
+
+
+def test_a_misspelt_option_in_hydra_is_refused(data, tmp_path):
+    output = run(
+        *("fairseq-hydra-train", "--config-dir", "user_dir_examples/pretraining"),
+        *("--config-name", "tiny", f"task.data={data}", f"checkpoint.save_dir={tmp_path}"),
+        "+model.pkm_top_k=3",
+        fails=True,
+    )
+    assert "ValueError: unknown model option pkm_top_k: known are" in output
+    assert "loaded" not in output
+
+
+def test_resuming_with_another_memory_is_refused_naming_the_option(trained, data, tmp_path):
+    folder, _ = trained
+    options = {**OURS, "pkm-subkeys": 12, "restore-file": folder / "checkpoint_last.pt"}
+    output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options), fails=True)
+    expected = "the checkpoint's memory was made with --pkm-subkeys 16 (not 12)"
+    assert f"ValueError: {expected}" in output
+
+
+class Code:
+    """Runs when a pickle that holds it is loaded without a check."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_the_code_not_run(trained, data, tmp_path):
+    folder, _ = trained
+    state = torch.load(folder / "checkpoint_last.pt", weights_only=True)
+    state["extra_state"]["code"] = Code(tmp_path / "ran")
+    torch.save(state, tmp_path / "hostile.pt", pickle_module=pickle)
+    options = {**OURS, "restore-file": tmp_path / "hostile.pt"}
+    output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options), fails=True)
+    assert "UnpicklingError: Weights only load failed" in output
+    assert not (tmp_path / "ran").exists()
+
+
+def test_all_options_are_printed_by_one_command():
+    from pkm_fairseq.config import PKMConfig
+
+    printed = run("python", "-m", "pkm_fairseq.options")
+    for name in vars(PKMConfig()):
+        if name.startswith("pkm_"):
+            assert "--" + name.replace("_", "-") in printed
+
+
+def test_the_import_leaves_the_root_clean():
+    assert not (ROOT / "outputs").exists()
