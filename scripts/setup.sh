@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Makes the Python environment the other scripts use. Safe to run again: it goes on where it was.
-#   PYTHON  interpreter to build on  (default: python3)
+#   PYTHON  interpreter to build on  (default: that of an environment that is there, or python3)
 #   VENV    environment to make      (default: .venv)
 #   TORCH   pip requirement of torch (default: the newest that this project was tested with)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python=${PYTHON:-python3}
 venv=${VENV:-.venv}
+python=${PYTHON:-$venv/bin/python}
+[ -x "$python" ] || python=python3
 torch=${TORCH:-torch>=2.4,<=2.13.0}
 
 wanted="$("$python" --version) $torch $(cat setup.py scripts/setup.sh | cksum)"

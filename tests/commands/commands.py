@@ -35,34 +35,35 @@ MEMORY = {
 }
 
 
-def start(command, *args):
+def start(command, *args, **env):
     """Starts a command of this environment and returns the process, its output merged."""
     return subprocess.Popen(
-        [BIN / command, *map(str, args)],
+        [BIN / command if (BIN / command).exists() else command, *map(str, args)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1", **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
-def run(command, *args, fails=False):
+def run(command, *args, fails=False, **env):
     """Runs a command to its end and returns what it printed."""
-    process = start(command, *args)
+    process = start(command, *args, **env)
     output, _ = process.communicate(timeout=TIMEOUT)
     assert (process.returncode != 0) == fails, output
     return output
 
 
-def run_until(pattern, command, *args):
-    """Runs a command until it prints ``pattern``, then kills it as a power cut would."""
-    process = start(command, *args)
+def run_until(pattern, command, *args, **env):
+    """Runs a command until it prints ``pattern``, then kills it, and all it started, at once."""
+    process = start(command, *args, **env)
     printed = []
     for line in process.stdout:
         printed.append(line)
         if re.search(pattern, line):
-            process.send_signal(signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait(TIMEOUT)
             process.stdout.close()
             return

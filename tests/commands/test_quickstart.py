@@ -1,0 +1,21 @@
+"""The README's first command, with fewer updates."""
+
+import re
+import sys
+
+from tests.commands.commands import ROOT, run, run_until
+
+
+def test_the_quickstart_goes_on_after_a_kill_and_says_what_it_made(tmp_path):
+    command = ["bash", ROOT / "scripts/quickstart.sh"]
+    env = {"RUNS": str(tmp_path), "UPDATES": "25", "VENV": sys.prefix}
+    run_until("Training memory", *command, **env)
+    output = run(*command, **env)
+    assert "data is there already" in output
+    assert re.search(r"Training dense.*\n   done already", output)
+    assert re.search(r"update 25  loss [\d.]+  perplexity [\d.]+", output)
+    assert re.search(r"perplexity without memory  [\d.]+", output)
+    assert re.search(r"perplexity with memory     [\d.]+", output)
+    for name in ("dense", "memory"):
+        assert (tmp_path / name / "checkpoint_best.pt").exists()
+        assert list((tmp_path / name / "tensorboard").rglob("events*"))

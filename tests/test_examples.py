@@ -1,0 +1,45 @@
+"""The shipped configs are complete: each names every option of the memory and builds its model."""
+
+from pathlib import Path
+
+import pytest
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from omegaconf import OmegaConf, open_dict
+
+import pkm_fairseq.models  # noqa: F401 - registers the architectures
+from pkm_fairseq.config import PKMConfig
+
+EXAMPLES = Path(__file__).parents[1] / "user_dir_examples"
+CONFIGS = sorted(EXAMPLES.rglob("*.yaml"))
+PKM_OPTIONS = {name for name in vars(PKMConfig()) if name.startswith("pkm_")}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_a_config_names_every_option_and_they_work_together(path):
+    config = OmegaConf.load(path)
+    config.task.data = "some/data"
+    model = config.model
+    assert {name for name in model if name.startswith("pkm_")} == PKM_OPTIONS
+    options = PKMConfig.from_args(model)
+    # Outside fairseq's whole config nothing says what ${task.tokens_per_sample} is.
+    with open_dict(model):
+        model.pop("max_positions")
+        ARCH_CONFIG_REGISTRY[model._name](model)
+    options.check(model.encoder_layers)
+    assert options.pkm_layers
+
+
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_a_full_size_config_has_the_memory_of_its_architecture(name):
+    model = OmegaConf.load(EXAMPLES / "pretraining" / f"{name}.yaml").model
+    given = PKMConfig.from_args(model)
+    preset = OmegaConf.create({"max_positions": 512})
+    ARCH_CONFIG_REGISTRY[model._name](preset)
+    assert given == PKMConfig.from_args(preset)
+
+
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_a_full_size_config_trains_on_batches_of_1024_sentences(name):
+    config = OmegaConf.load(EXAMPLES / "pretraining" / f"{name}.yaml")
+    gpus = 8
+    assert gpus * config.dataset.batch_size * config.optimization.update_freq[0] == 1024
