@@ -12,4 +12,5 @@ torch.serialization.add_safe_globals([argparse.Namespace])
 if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
-from . import models  # noqa: E402, F401 - registers the architectures
+# ruff: noqa: E402, F401 - after the above; importing registers
+from . import criterions, models, tasks

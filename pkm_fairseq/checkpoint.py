@@ -1,10 +1,85 @@
-"""What a model's state dict says of its memory; no model and no file is needed here."""
+"""Fits the state dicts of RoBERTa checkpoints, with and without memory, to a model; pure functions.
+
+A state dict maps names such as ``encoder.sentence_encoder.layers.0.fc1.weight`` to tensors.
+"""
 
 import re
 
 import torch
 
-MEMORY_KEY = re.compile(r"(?P<layers>.*layers\.)(?P<layer>\d+)\.pkm\.")
+# What fairseq 0.12.2 adds to every layer for its BetterTransformer path: a second copy of each
+# weight that is never trained.
+BETTER_TRANSFORMER_COPIES = (
+    "in_proj_weight",
+    "in_proj_bias",
+    "out_proj_weight",
+    "out_proj_bias",
+    "fc1_weight",
+    "fc1_bias",
+    "fc2_weight",
+    "fc2_bias",
+)
+LAYER_KEY = re.compile(r"(?P<layers>.*\blayers\.)(?P<layer>\d+)\.(?P<rest>.+)")
+# The tensors with a row for each entry of the dictionary.
+DICTIONARY_KEYS = ("embed_tokens.weight", "lm_head.weight", "lm_head.bias")
+# The options that a tensor's sizes follow from, by the end of its name and the dimension, and how
+# much larger than the option the size is. fairseq keeps two positions for itself.
+SIZE_OPTIONS = {
+    ("embed_positions.weight", 0): ("--max-positions", 2),
+    ("embed_tokens.weight", 1): ("--encoder-embed-dim", 0),
+    ("fc1.weight", 0): ("--encoder-ffn-embed-dim", 0),
+}
+# The options that decide whether tensors exist at all, by the name's end.
+PRESENCE_OPTIONS = {
+    "sentence_encoder.layer_norm.weight": "--encoder-normalize-before",
+    "layernorm_embedding.weight": "--layernorm-embedding",
+}
+
+
+def fit_checkpoint(loaded, model):
+    """Makes a checkpoint's state dict fit a model, without changing either.
+
+    A checkpoint without memory gives the model all else; its memory stays as it is in ``model``
+    (Kim & Jung 2020: initialisation from a model pretrained without memory). One with a memory must
+    have the same. What fairseq 0.12.2 keeps twice, and the feed-forward networks that memories
+    replace, are left out. Where the checkpoint lacks the last entry of the dictionary (``<mask>``)
+    or parts of the LM head, they come from the model, or from the embeddings they are tied to.
+
+    Args:
+        loaded: state dict of the checkpoint, as fairseq names tensors today.
+        model: state dict of the model.
+
+    Returns:
+        The state dict to load, with exactly the names and shapes of ``model``, and a list of lines
+        that say what was taken, made fresh and dropped; empty where all was taken as it is.
+
+    Raises:
+        ValueError: if the checkpoint cannot fit, naming the shapes and the options to change.
+    """
+    if memory_options(loaded):
+        check_same_memory(loaded, model)
+    state = {key: tensor for key, tensor in loaded.items() if not _is_copy(key, model)}
+    fresh = _complete(state, model)
+    replaced = {
+        key for key in state if key not in model and _has_memory(key, model) and ".fc" in key
+    }
+    state = {key: tensor for key, tensor in state.items() if key not in replaced}
+    _check_same_names(state, model)
+    _check_same_shapes(state, model)
+
+    dropped = []
+    if len(state.keys() & loaded.keys()) < len(loaded) - len(replaced):
+        dropped.append("the copies that fairseq 0.12.2 keeps of each layer")
+    if replaced:
+        dropped.append(f"the feed-forward networks of layers {_layers(replaced)}")
+    notes = []
+    if fresh or dropped:
+        notes.append(f"taken from the checkpoint: {len(state.keys() & loaded.keys())} tensors")
+    if fresh:
+        notes.append(f"made fresh: {', '.join(fresh)}")
+    if dropped:
+        notes.append(f"dropped: {', '.join(dropped)}")
+    return state, notes
 
 
 def memory_options(state):
@@ -16,10 +91,11 @@ def memory_options(state):
     Returns:
         A dict from command-line flag to value; empty for a model without memory.
     """
-    found = [match for match in map(MEMORY_KEY.match, state) if match]
-    if not found:
+    memories = [key for key in state if _is_memory(key)]
+    if not memories:
         return {}
-    layer = found[0]["layers"] + found[0]["layer"]
+    match = LAYER_KEY.match(memories[0])
+    layer = match["layers"] + match["layer"]
     memory = f"{layer}.pkm."
     heads, _, subkeys, half_key_dim = state[memory + "subkeys"].shape
     if memory + "query_norm.running_mean" in state:
@@ -27,7 +103,7 @@ def memory_options(state):
     else:
         query_norm = "layer" if memory + "query_norm.weight" in state else "none"
     return {
-        "--pkm-layers": ",".join(map(str, sorted({int(match["layer"]) for match in found}))),
+        "--pkm-layers": _layers(memories),
         "--pkm-mode": "residual" if f"{layer}.fc1.weight" in state else "replace",
         "--pkm-subkeys": subkeys,
         "--pkm-heads": heads,
@@ -41,15 +117,13 @@ def check_same_memory(loaded, model):
     """Refuses to load one memory into another.
 
     Args:
-        loaded: the state dict of a checkpoint.
-        model: the state dict of the model that is to take it.
+        loaded: state dict of a checkpoint with a memory.
+        model: state dict of the model that is to take it.
 
     Raises:
         ValueError: naming every option that differs, with its value in the checkpoint.
     """
     theirs, ours = memory_options(loaded), memory_options(model)
-    if not theirs:
-        return
     if not ours:
         raise ValueError(f"the checkpoint has a memory: add --pkm-layers {theirs['--pkm-layers']}")
     differing = [flag for flag in theirs if theirs[flag] != ours[flag]]
@@ -63,3 +137,88 @@ def check_same_memory(loaded, model):
         raise ValueError(
             "the checkpoint's memories have values of their own: remove --pkm-share-values"
         )
+
+
+def _complete(state, model):
+    """Adds to ``state`` what a checkpoint may lack, and says what was made fresh."""
+    fresh = []
+    if not memory_options(state):
+        memory = {key: model[key] for key in model if _is_memory(key)}
+        state.update(memory)
+        fresh += [f"the memory of layers {_layers(memory)}"] if memory else []
+    grown = [key for key in state if key in model and _lacks_last_entry(key, state, model)]
+    for key in grown:
+        state[key] = torch.cat([state[key], model[key][-1:].to(state[key].dtype)])
+    fresh += ["the last entry of the dictionary, <mask>"] if grown else []
+    for key in model:
+        if ".lm_head." not in key or key in state:
+            continue
+        embeddings = key.replace("lm_head.weight", "sentence_encoder.embed_tokens.weight")
+        if embeddings != key and embeddings in state:
+            state[key] = state[embeddings]
+            fresh.append(f"{key}, as the embeddings")
+        else:
+            state[key] = model[key]
+            fresh.append(key)
+    return fresh
+
+
+def _lacks_last_entry(key, state, model):
+    return key.endswith(DICTIONARY_KEYS) and len(model[key]) == len(state[key]) + 1
+
+
+def _check_same_names(state, model):
+    missing, unexpected = model.keys() - state.keys(), state.keys() - model.keys()
+    if not missing and not unexpected:
+        return
+    theirs, ours = _count_layers(state), _count_layers(model)
+    if not theirs:
+        raise ValueError(f"the checkpoint is no RoBERTa: it lacks {min(missing)}")
+    if theirs != ours:
+        raise ValueError(
+            f"the checkpoint has {theirs} encoder layers (not {ours}): change --encoder-layers"
+        )
+    for names, verb in ((missing, "remove"), (unexpected, "add")):
+        for end, flag in PRESENCE_OPTIONS.items():
+            if any(name.endswith(end) for name in names):
+                raise ValueError(f"the checkpoint was trained otherwise: {verb} {flag}")
+    if missing:
+        raise ValueError(f"the checkpoint lacks {', '.join(sorted(missing))}")
+    raise ValueError(f"the model has no place for {', '.join(sorted(unexpected))}")
+
+
+def _check_same_shapes(state, model):
+    for key, tensor in state.items():
+        theirs, ours = tuple(tensor.shape), tuple(model[key].shape)
+        if theirs == ours:
+            continue
+        differs = f"{key} is {theirs} in the checkpoint, {ours} in the model"
+        for (end, dim), (flag, extra) in SIZE_OPTIONS.items():
+            if key.endswith(end) and theirs[dim] != ours[dim]:
+                raise ValueError(f"{differs}: use {flag} {theirs[dim] - extra}")
+        if key.endswith(DICTIONARY_KEYS):
+            raise ValueError(f"{differs}: use the dict.txt that the checkpoint was trained with")
+        raise ValueError(differs)
+
+
+def _is_memory(key):
+    return ".pkm." in key
+
+
+def _is_copy(key, model):
+    match = LAYER_KEY.match(key)
+    return match and match["rest"] in BETTER_TRANSFORMER_COPIES and key not in model
+
+
+def _has_memory(key, model):
+    match = LAYER_KEY.match(key)
+    return match and f"{match['layers']}{match['layer']}.pkm.subkeys" in model
+
+
+def _layers(keys):
+    """Writes the layers that ``keys`` belong to as the command line takes them."""
+    return ",".join(map(str, sorted({int(LAYER_KEY.match(key)["layer"]) for key in keys})))
+
+
+def _count_layers(state):
+    return len({match["layer"] for match in map(LAYER_KEY.match, state) if match})

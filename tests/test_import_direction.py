@@ -12,11 +12,14 @@ ROOT = Path(pkm_fairseq.__file__).parent
 ALLOWED = {
     "checkpoint": set(),
     "config": set(),
+    "scores": set(),
+    "criterions": {"config"},
+    "tasks": {"config", "scores"},
     "ops": set(),
-    "modules": {"config", "ops"},
+    "modules": {"checkpoint", "config", "ops"},
     "models": {"checkpoint", "config", "ops", "modules"},
 }
-FAIRSEQ_FREE = {"checkpoint", "ops"}
+FAIRSEQ_FREE = {"checkpoint", "ops", "scores"}
 
 
 def room_of(path):

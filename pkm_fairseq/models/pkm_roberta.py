@@ -2,6 +2,7 @@
 
 import logging
 
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
@@ -14,7 +15,7 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.utils import safe_getattr, safe_hasattr
 from omegaconf import OmegaConf
 
-from pkm_fairseq.checkpoint import check_same_memory
+from pkm_fairseq.checkpoint import fit_checkpoint, memory_options
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
 
@@ -67,13 +68,46 @@ class PKMRobertaModel(RobertaModel):
         return model
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Makes an older checkpoint fit, as fairseq does, and refuses one of another memory.
+        """Makes a checkpoint fit, with or without memory, whichever way fairseq loads it.
 
         Raises:
-            ValueError: if the checkpoint has a memory made with other options, naming them.
+            ValueError: if it cannot fit, naming the shapes and the options to change.
         """
         super().upgrade_state_dict_named(state_dict, name)
-        check_same_memory(state_dict, self.state_dict())
+        prefix = f"{name}." if name else ""
+        fitted, notes = fit_checkpoint(state_dict, self.state_dict(prefix=prefix))
+        for note in notes:
+            logger.info(note)
+        state_dict.clear()
+        state_dict.update(fitted)
+
+    def init_from(self, path):
+        """Takes all but the memory from a fairseq checkpoint of a RoBERTa without one.
+
+        Args:
+            path: the checkpoint file.
+
+        Raises:
+            ValueError: if it cannot be read or does not fit, naming what to change.
+        """
+        try:
+            checkpoint = load_checkpoint_to_cpu(path)
+        except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--pkm-init-from {path} cannot be read: {reason}") from error
+        if memory_options(checkpoint["model"]):
+            raise ValueError(
+                f"--pkm-init-from {path} has a memory already: go on from it with --restore-file "
+                "or --finetune-from-model"
+            )
+        trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
+        for option in ("encoder_attention_heads", "activation_fn"):
+            theirs, ours = safe_getattr(trained, option), safe_getattr(self.args, option)
+            if theirs is not None and theirs != ours:
+                flag = "--" + option.replace("_", "-")
+                raise ValueError(f"--pkm-init-from {path} has {flag} {theirs} (not {ours})")
+        logger.info("starting from %s", path)
+        self.load_state_dict(checkpoint["model"])
 
     def memories(self):
         """Returns the model's memories, from the first layer that holds one to the last."""

@@ -3,18 +3,7 @@
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import nn
 
-# What fairseq 0.12.2 adds to every layer for its BetterTransformer path: a second copy of each
-# weight that is never trained.
-BETTER_TRANSFORMER_COPIES = (
-    "in_proj_weight",
-    "in_proj_bias",
-    "out_proj_weight",
-    "out_proj_bias",
-    "fc1_weight",
-    "fc1_bias",
-    "fc2_weight",
-    "fc2_bias",
-)
+from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES
 
 
 class PKMTransformerEncoderLayer(TransformerEncoderLayerBase):

@@ -1,0 +1,3 @@
+from .sentence_prediction import PKMSentencePredictionCriterion
+
+__all__ = ["PKMSentencePredictionCriterion"]

@@ -1,0 +1,60 @@
+"""fairseq's finetuning loss, whose validation batches are scored by the task."""
+
+from dataclasses import dataclass
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.sentence_prediction import (
+    SentencePredictionConfig,
+    SentencePredictionCriterion,
+)
+
+
+@dataclass
+class PKMSentencePredictionCriterionConfig(SentencePredictionConfig):
+    """fairseq's options."""
+
+
+@register_criterion("pkm_sentence_prediction", dataclass=PKMSentencePredictionCriterionConfig)
+class PKMSentencePredictionCriterion(SentencePredictionCriterion):
+    """fairseq's sentence_prediction criterion.
+
+    Raises:
+        ValueError: if the task does not score, or fairseq's own scoring is asked for as well.
+    """
+
+    def __init__(self, cfg, task):
+        if not hasattr(task, "record"):
+            raise ValueError(
+                "--criterion pkm_sentence_prediction needs --task pkm_sentence_prediction, "
+                "which computes the metrics"
+            )
+        for option in ("report_mcc", "report_acc_and_f1", "report_pearson_and_spearman"):
+            if getattr(cfg, option, False):
+                flag = "--" + option.replace("_", "-")
+                raise ValueError(f"{flag}: pkm_sentence_prediction always reports it; remove it")
+        super().__init__(cfg, task)
+
+    def forward(self, model, sample, reduce=True):
+        """Does what fairseq's criterion does; the task records what is predicted in validation."""
+        if model.training:
+            return super().forward(model, sample, reduce)
+        model = _OutputKeeper(model)
+        result = super().forward(model, sample, reduce)
+        logits, _ = model.output
+        predictions = logits.float().view(-1) if self.regression_target else logits.argmax(-1)
+        self.task.record(sample["id"], predictions, sample["target"].view(-1))
+        return result
+
+
+class _OutputKeeper:
+    """A model that keeps its last output: fairseq's criterion does not hand out the logits."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def __call__(self, **inputs):
+        self.output = self._model(**inputs)
+        return self.output
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)

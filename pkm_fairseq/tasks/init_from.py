@@ -1,0 +1,38 @@
+"""What all tasks share: starting from a checkpoint without memory."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask
+
+
+@dataclass
+class InitFromConfig(FairseqDataclass):
+    """The option that every task of the plugin adds to fairseq's own."""
+
+    pkm_init_from: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "checkpoint of a RoBERTa without memory to start from; "
+            "a run that is resumed goes on from its own checkpoint"
+        },
+    )
+
+
+class InitFromTask(FairseqTask):
+    """Starts new models from ``--pkm-init-from`` (Kim & Jung 2020, "initialization")."""
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """Builds the model, and gives it the weights it is to start from.
+
+        Raises:
+            ValueError: if the checkpoint cannot be read or does not fit, naming what to change.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        # A model that is loaded from its own checkpoint has started long ago.
+        if self.cfg.pkm_init_from and not from_checkpoint:
+            if not hasattr(model, "init_from"):
+                raise ValueError("--pkm-init-from needs a model of pkm_fairseq: --arch pkm_roberta")
+            model.init_from(self.cfg.pkm_init_from)
+        return model

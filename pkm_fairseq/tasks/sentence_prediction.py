@@ -1,0 +1,77 @@
+"""Finetuning on sentences and sentence pairs, scored over whole validation sets."""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from fairseq.logging import metrics
+from fairseq.tasks import register_task
+from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
+
+from pkm_fairseq.scores import classification_scores, regression_scores
+
+from .init_from import InitFromConfig, InitFromTask
+
+
+@dataclass
+class PKMSentencePredictionConfig(InitFromConfig, SentencePredictionConfig):
+    """fairseq's options and ``--pkm-init-from``."""
+
+
+@register_task("pkm_sentence_prediction", dataclass=PKMSentencePredictionConfig)
+class PKMSentencePredictionTask(InitFromTask, SentencePredictionTask):
+    """fairseq's sentence_prediction task, with GLUE's metrics on every validation set.
+
+    The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``; the scores
+    of all examples recorded so far are logged as metrics that fairseq computes when it asks for
+    them, at the end for the whole set, so they can be the ``--best-checkpoint-metric``.
+    """
+
+    def __init__(self, cfg, data_dictionary, label_dictionary):
+        super().__init__(cfg, data_dictionary, label_dictionary)
+        self._recorded = {}
+        self._scored = (0, {})
+
+    def get_batch_iterator(self, *args, **kwargs):
+        """Does what fairseq's task does, which is where a validation set begins."""
+        self._recorded = {}
+        self._scored = (0, {})
+        return super().get_batch_iterator(*args, **kwargs)
+
+    def record(self, ids, predictions, targets):
+        """Records a validation batch, on each worker those of all workers.
+
+        Args:
+            ids: each example's place in the set; what stands in several batches, as fairseq fills
+                up uneven shards, counts once.
+            predictions: each example's class or number.
+            targets: the true ones.
+        """
+        batch = list(zip(ids.tolist(), predictions.tolist(), targets.tolist()))
+        batches = [batch]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            batches = [None] * dist.get_world_size()
+            dist.all_gather_object(batches, batch)
+        for batch in batches:
+            self._recorded.update((example, pair) for example, *pair in batch)
+
+    def scores(self):
+        """Returns the metrics over all examples recorded of this validation set, in percent."""
+        count, scores = self._scored
+        if count != len(self._recorded):
+            scores = self._compute_scores(*zip(*self._recorded.values()))
+            self._scored = (len(self._recorded), scores)
+        return scores
+
+    def _compute_scores(self, predictions, targets):
+        if self.cfg.regression_target:
+            return regression_scores(predictions, targets)
+        # GLUE's tasks with an F1 call the positive class 1.
+        positive = self.label_dictionary.index("1") - self.label_dictionary.nspecial
+        return classification_scores(predictions, targets, positive if positive >= 0 else None)
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        """Logs what the criterion logs and, in validation, the scores."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if not criterion.training:
+            for name in self.scores():
+                metrics.log_derived(name, lambda meters, name=name: self.scores().get(name))
