@@ -56,6 +56,8 @@ def fit_checkpoint(loaded, model):
     Raises:
         ValueError: if the checkpoint cannot fit, naming the shapes and the options to change.
     """
+    if not any(key.endswith("sentence_encoder.embed_tokens.weight") for key in loaded):
+        raise ValueError("the checkpoint is no RoBERTa: it lacks sentence_encoder.embed_tokens")
     if memory_options(loaded):
         check_same_memory(loaded, model)
     state = {key: tensor for key, tensor in loaded.items() if not _is_copy(key, model)}
@@ -172,8 +174,6 @@ def _check_same_names(state, model):
     if not missing and not unexpected:
         return
     theirs, ours = _count_layers(state), _count_layers(model)
-    if not theirs:
-        raise ValueError(f"the checkpoint is no RoBERTa: it lacks {min(missing)}")
     if theirs != ours:
         raise ValueError(
             f"the checkpoint has {theirs} encoder layers (not {ours}): change --encoder-layers"

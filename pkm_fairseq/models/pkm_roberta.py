@@ -19,6 +19,8 @@ from pkm_fairseq.checkpoint import fit_checkpoint, memory_options
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
 
+from .hub import load_interface
+
 logger = logging.getLogger(__name__)
 
 
@@ -108,6 +110,43 @@ class PKMRobertaModel(RobertaModel):
                 raise ValueError(f"--pkm-init-from {path} has {flag} {theirs} (not {ours})")
         logger.info("starting from %s", path)
         self.load_state_dict(checkpoint["model"])
+
+    @classmethod
+    def hub_models(cls):
+        """Returns no models: none is published to download."""
+        return {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path,
+        checkpoint_file="model.pt",
+        data_name_or_path=".",
+        bpe=None,
+        **overrides,
+    ):
+        """Loads a checkpoint, with or without memory, for use from Python.
+
+        Args:
+            model_name_or_path: folder of the checkpoint.
+            checkpoint_file: the checkpoint's name in it.
+            data_name_or_path: folder of the binary data the model was trained on, with its
+                dictionary; if it starts with a dot, seen from the folder of the checkpoint.
+            bpe: sentencepiece or gpt2; None for what the files given or found beside the
+                checkpoint or the data say.
+            overrides: options of the checkpoint to change. ``pkm_layers=[4, 8]`` and its like give
+                a model without memory a fresh one; ``sentencepiece_model=``, or
+                ``gpt2_encoder_json=`` and ``gpt2_vocab_bpe=``, name the files of ``bpe``.
+
+        Returns:
+            fairseq's RobertaHubInterface, with ``fill_mask``, ``extract_features``, ``predict``.
+
+        Raises:
+            ValueError: if the checkpoint does not fit, or no BPE files are given or found.
+        """
+        return load_interface(
+            model_name_or_path, checkpoint_file, data_name_or_path, bpe, overrides
+        )
 
     def memories(self):
         """Returns the model's memories, from the first layer that holds one to the last."""

@@ -1,0 +1,81 @@
+"""Loads checkpoints for use from Python, offline."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu, load_model_ensemble_and_task
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models.roberta import RobertaHubInterface, RobertaModel
+from omegaconf import OmegaConf, open_dict
+
+from pkm_fairseq.config import PKMConfig
+
+# The files that fairseq's BPEs need: option -> name under which they usually lie beside a model.
+BPE_FILES = {
+    "sentencepiece": {"sentencepiece_model": "sentencepiece.bpe.model"},
+    "gpt2": {"gpt2_encoder_json": "encoder.json", "gpt2_vocab_bpe": "vocab.bpe"},
+}
+
+
+def load_interface(folder, checkpoint_file, data, bpe, overrides):
+    """Does what ``PKMRobertaModel.from_pretrained`` says."""
+    folder = Path(folder)
+    data = folder / data if data.startswith(".") else Path(data)
+    path = folder / checkpoint_file
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint {path}")
+    memory = {name: value for name, value in overrides.items() if name.startswith("pkm_")}
+    PKMConfig.from_args({"pkm_layers": [], **memory})  # refuses what is unknown or of a wrong type
+    overrides = {
+        **overrides,
+        **find_bpe(bpe, overrides, (folder, data)),
+        "data": str(data),
+        "load_checkpoint_heads": True,
+    }
+    state = load_checkpoint_to_cpu(str(path), overrides)
+    _make_ours(state.get("args") or state["cfg"].model, memory)
+    (model,), cfg, task = load_model_ensemble_and_task([str(path)], state=state)
+    return RobertaHubInterface(cfg, task, model)
+
+
+def find_bpe(bpe, given, folders):
+    """Finds out which BPE to use and where its files are.
+
+    Args:
+        bpe: sentencepiece, gpt2, or None for the one whose files there are.
+        given: options that may name the files.
+        folders: where to look for the others.
+
+    Returns:
+        The options to give to fairseq.
+
+    Raises:
+        ValueError: if files are missing; fairseq itself would try to download them.
+    """
+    if bpe is not None and bpe not in BPE_FILES:
+        raise ValueError(f"bpe={bpe} is not {' or '.join(BPE_FILES)}")
+    for name in [bpe] if bpe else BPE_FILES:
+        found = {}
+        for option, file in BPE_FILES[name].items():
+            places = [given[option]] if option in given else [folder / file for folder in folders]
+            existing = [str(place) for place in places if Path(place).exists()]
+            if existing:
+                found[option] = existing[0]
+        if len(found) == len(BPE_FILES[name]):
+            return {"bpe": name, **found}
+    options = " or ".join(
+        " and ".join(f"{option}=" for option in files)
+        for name, files in BPE_FILES.items()
+        if bpe in (None, name)
+    )
+    raise ValueError(f"found no files to cut text into tokens with: give {options}")
+
+
+def _make_ours(args, memory):
+    """Makes the saved options of a RoBERTa, of either command line, those of one with memory."""
+    with open_dict(args) if OmegaConf.is_config(args) else nullcontext():
+        arch = getattr(args, "_name", None) or args.arch
+        if ARCH_MODEL_REGISTRY.get(arch) is RobertaModel:
+            args._name = args.arch = "pkm_roberta"
+        for name, value in memory.items():
+            setattr(args, name, value)

@@ -1,0 +1,180 @@
+"""A RoBERTa without memory, trained by stock fairseq, through every door into one with memory."""
+
+import pytest
+import torch
+
+from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES
+from pkm_fairseq.models import PKMRobertaModel
+from tests.commands.commands import (
+    MEMORY,
+    MODEL,
+    TIMEOUT,
+    load_model_state,
+    logged,
+    pretraining,
+    run,
+    start,
+)
+
+DENSE = {**MODEL, "dropout": 0, "attention-dropout": 0}
+# Nothing moves, so that what is saved is what was loaded.
+STILL = {"arch": "pkm_roberta", **DENSE, **MEMORY, "lr": 0, "weight-decay": 0}
+
+
+@pytest.fixture(scope="module")
+def dense(data, tmp_path_factory):
+    """A dense model's folder, and its validation loss."""
+    folder = tmp_path_factory.mktemp("dense")
+    options = {"arch": "roberta", **DENSE}
+    output = run("fairseq-train", *pretraining(data, folder, updates=5, **options))
+    return folder, logged(output, "valid_loss", "valid")[-1]
+
+
+def assert_holds(folder, dense):
+    """The memory model saved in ``folder`` has every tensor of the dense one."""
+    state = load_model_state(folder / "checkpoint_last.pt")
+    for name, tensor in load_model_state(dense / "checkpoint_last.pt").items():
+        if name.split(".")[-1] not in BETTER_TRANSFORMER_COPIES:
+            assert torch.equal(state[name], tensor), name
+    assert any(".pkm." in name for name in state)
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda path: {"task": "pkm_masked_lm", "pkm-init-from": path},
+        lambda path: {"finetune-from-model": path},
+        lambda path: {
+            "restore-file": path,
+            **dict.fromkeys(["reset-optimizer", "reset-dataloader", "reset-meters"]),
+            "reset-lr-scheduler": None,
+        },
+    ],
+    ids=["pkm-init-from", "finetune-from-model", "restore-file"],
+)
+def test_training_starts_as_the_dense_model_ended(dense, data, tmp_path, door):
+    folder, loss = dense
+    options = {**STILL, **door(folder / "checkpoint_last.pt")}
+    output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options))
+    assert logged(output, "valid_loss", "valid") == [loss]
+    assert "made fresh: the memory of layers 1" in output
+    assert_holds(tmp_path, folder)
+
+
+def test_a_run_started_from_a_dense_model_resumes_with_its_own_memory(dense, data, tmp_path):
+    folder, _ = dense
+    options = {
+        **STILL,
+        "task": "pkm_masked_lm",
+        "pkm-init-from": folder / "checkpoint_last.pt",
+        "lr": 0.01,
+        "save-interval-updates": 2,
+    }
+    run("fairseq-train", *pretraining(data, tmp_path, updates=2, **options))
+    before = load_model_state(tmp_path / "checkpoint_last.pt")
+    run("fairseq-train", *pretraining(data, tmp_path, updates=4, **options))
+    whole = load_model_state(tmp_path / "checkpoint_1_2.pt")
+    assert all(torch.equal(before[name], whole[name]) for name in before)
+
+
+def test_fairseq_validate_gives_a_dense_checkpoint_a_memory(dense, data):
+    folder, loss = dense
+    memory = {name.replace("-", "_"): value for name, value in MEMORY.items()}
+    overrides = {
+        "_name": "pkm_roberta",
+        "task": {"_name": "masked_lm"},
+        "criterion": {"_name": "masked_lm"},
+        **memory,
+        "pkm_layers": [1],
+    }
+    output = run(
+        *("fairseq-validate", data, "--user-dir", "pkm_fairseq", "--task", "masked_lm", "--cpu"),
+        *("--path", folder / "checkpoint_last.pt", "--batch-size", 8, "--num-workers", 0),
+        *("--skip-invalid-size-inputs-valid-test", "--log-format", "json"),
+        *("--model-overrides", overrides),
+    )
+    assert "made fresh: the memory of layers 1" in output
+    assert logged(output, "valid_loss", "valid") == [loss]
+
+
+def test_from_python_a_dense_checkpoint_gets_a_memory_and_works(dense, data):
+    folder, _ = dense
+    plain, remembering = (
+        PKMRobertaModel.from_pretrained(str(folder), "checkpoint_last.pt", str(data), **options)
+        for options in (
+            {},
+            {"pkm_layers": [1], "pkm_subkeys": 16, "pkm_topk": 4, "pkm_value_init": "zero"},
+        )
+    )
+    assert not plain.model.memories()
+    assert len(remembering.model.memories()) == 1
+    tokens = plain.encode("The assert statement")
+    features = [hub.eval().extract_features(tokens) for hub in (plain, remembering)]
+    torch.testing.assert_close(*features, rtol=0, atol=1e-6)
+    assert plain.decode(tokens) == "The assert statement"
+    (filled, *_) = remembering.fill_mask("The <mask> statement", topk=2)
+    assert filled[0].endswith("statement")
+
+
+def test_from_python_a_misspelt_option_and_missing_files_are_refused(dense, data, tmp_path):
+    folder, _ = dense
+    load = PKMRobertaModel.from_pretrained
+    with pytest.raises(ValueError, match="unknown model option pkm_layer: known are"):
+        load(str(folder), "checkpoint_last.pt", str(data), pkm_layer=[1])
+    with pytest.raises(ValueError, match="there is no checkpoint .*none.pt"):
+        load(str(folder), "none.pt", str(data))
+    with pytest.raises(ValueError, match="give sentencepiece_model= or gpt2_encoder_json="):
+        load(str(folder), "checkpoint_last.pt", str(tmp_path))
+    with pytest.raises(ValueError, match="bpe=bytes is not sentencepiece or gpt2"):
+        load(str(folder), "checkpoint_last.pt", str(data), bpe="bytes")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"encoder-ffn-embed-dim": 48}, "use --encoder-ffn-embed-dim 64"),
+        ({"encoder-attention-heads": 4}, "has --encoder-attention-heads 2 (not 4)"),
+        ({"pkm-init-from": "nowhere.pt"}, "--pkm-init-from nowhere.pt cannot be read: "),
+        ({"arch": "roberta"}, "--pkm-init-from needs a model of pkm_fairseq: --arch pkm_roberta"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(dense, data, tmp_path, changed, message):
+    folder, _ = dense
+    options = {
+        **STILL,
+        "task": "pkm_masked_lm",
+        "pkm-init-from": folder / "checkpoint_last.pt",
+        **changed,
+    }
+    if options["arch"] == "roberta":
+        options = {name: value for name, value in options.items() if name not in MEMORY}
+    output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options), fails=True)
+    assert output.splitlines()[-1].startswith("ValueError: ")
+    assert message in output.splitlines()[-1]
+
+
+def test_it_starts_alike_on_each_of_two_workers(dense, data, tmp_path):
+    folder, loss = dense
+    options = {
+        **STILL,
+        "task": "pkm_masked_lm",
+        "pkm-init-from": folder / "checkpoint_last.pt",
+        "batch-size": 4,
+        "distributed-world-size": 2,
+        "distributed-init-method": f"file://{tmp_path / 'rendezvous'}",
+        "distributed-backend": "gloo",
+        "ddp-backend": "legacy_ddp",
+        "distributed-no-spawn": None,
+    }
+    workers = [
+        start(
+            "fairseq-train",
+            *pretraining(data, tmp_path, updates=1, **options, distributed_rank=rank),
+        )
+        for rank in range(2)
+    ]
+    outputs = [worker.communicate(timeout=TIMEOUT)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    # Each worker validates half of the set: the loss tells of both. Only the first one logs.
+    assert logged(outputs[0], "valid_loss", "valid") == [loss]
+    assert_holds(tmp_path, folder)

@@ -1,0 +1,200 @@
+"""Checkpoints of every kind that people have become the state dict of a model with memory."""
+
+import pytest
+import torch
+
+from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES, fit_checkpoint
+from tests.models.tiny import TINY_MEMORY, draw_tokens, make_memory_model, make_model
+
+EMBED = "encoder.sentence_encoder.embed_tokens.weight"
+
+
+def dense_state(**options):
+    """A RoBERTa checkpoint as the installed fairseq writes it."""
+    return make_model("roberta", **options).state_dict()
+
+
+def without_copies(state):
+    return {
+        key: tensor
+        for key, tensor in state.items()
+        if key.split(".")[-1] not in BETTER_TRANSFORMER_COPIES
+    }
+
+
+def as_fairseq_0_12_2(state):
+    """Adds the copies that 0.12.2 keeps of each layer."""
+    state = dict(state)
+    for layer in range(3):
+        prefix = f"encoder.sentence_encoder.layers.{layer}."
+        for name in BETTER_TRANSFORMER_COPIES:
+            state[prefix + name] = torch.zeros(3)
+    return state
+
+
+def as_published(state):
+    """The names of roberta.base and XLM-R: decoder, emb_layer_norm, fused in_proj, no version."""
+    fused = {}
+    for key, tensor in without_copies(state).items():
+        if key.endswith(".version"):
+            continue
+        new = key.replace("encoder.", "decoder.", 1)
+        new = new.replace("layernorm_embedding", "emb_layer_norm")
+        fused[new] = tensor
+    for layer in range(3):
+        attention = f"decoder.sentence_encoder.layers.{layer}.self_attn."
+        for part in ("weight", "bias"):
+            projections = [fused.pop(f"{attention}{name}_proj.{part}") for name in "qkv"]
+            fused[f"{attention}in_proj_{part}"] = torch.cat(projections)
+    return fused
+
+
+def with_bias_only_head(state):
+    kept = without_copies(state)
+    return {key: kept[key] for key in kept if "lm_head" not in key or key == "encoder.lm_head.bias"}
+
+
+def with_tied_head(state):
+    state = without_copies(state)
+    del state["encoder.lm_head.weight"]
+    return state
+
+
+LAYOUTS = [without_copies, as_fairseq_0_12_2, as_published, with_tied_head, with_bias_only_head]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layers", [[1], [0, 2]])
+@pytest.mark.parametrize("normalize_before", [False, True])
+def test_a_residual_model_with_zero_values_starts_as_the_dense_model(
+    layout, layers, normalize_before
+):
+    if normalize_before and layout is as_published:
+        pytest.skip("fairseq itself takes a published checkpoint for one without a last LayerNorm")
+    options = {"encoder_normalize_before": normalize_before}
+    dense = make_model("roberta", **options).train()
+    model = make_memory_model(pkm_layers=layers, pkm_value_init="zero", **options).train()
+    for parameter in model.parameters():
+        if parameter.dim() == 2 and parameter.shape[0] == 64:
+            continue  # the values
+        parameter.data.add_(1)  # nothing but what is loaded can make the models alike
+    head = model.state_dict()
+    model.load_state_dict(layout(dense.state_dict()))
+    if layout is with_bias_only_head:
+        for key in head:
+            if ".lm_head." in key and not key.endswith((".weight", "lm_head.bias")):
+                assert torch.equal(model.state_dict()[key], head[key])
+        return
+    tokens = draw_tokens(3, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[0], dense(tokens)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+def test_every_dense_tensor_arrives_unchanged_and_the_memory_is_left_as_it_was(layout, mode):
+    dense = dense_state()
+    model = make_memory_model(pkm_mode=mode)
+    memory = {key: tensor.clone() for key, tensor in model.state_dict().items() if ".pkm." in key}
+    model.load_state_dict(layout(dense))
+    loaded = model.state_dict()
+    for key, tensor in memory.items():
+        assert torch.equal(loaded[key], tensor), key
+    gone = {key for key in dense if ".layers.1.fc" in key} if mode == "replace" else set()
+    for key in without_copies(dense).keys() - gone:
+        if key.endswith("version") or (layout is with_bias_only_head and ".lm_head." in key):
+            continue
+        assert torch.equal(loaded[key], dense[key]), key
+    assert not gone & loaded.keys()
+
+
+def test_saved_and_loaded_again_it_is_the_same_model():
+    model = make_memory_model()
+    model.load_state_dict(dense_state())
+    again = make_memory_model()
+    again.memories()[0].values.weight.data.add_(1)
+    again.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()})
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+
+
+def test_the_function_changes_neither_of_its_arguments():
+    loaded, model = as_fairseq_0_12_2(dense_state()), make_memory_model().state_dict()
+    keys = list(loaded), list(model)
+    fit_checkpoint(loaded, model)
+    assert (list(loaded), list(model)) == keys
+
+
+def test_the_notes_say_what_was_taken_made_fresh_and_dropped():
+    loaded = as_fairseq_0_12_2(with_tied_head(dense_state()))
+    model = make_memory_model(pkm_layers=[0, 2], pkm_mode="replace").state_dict()
+    state, notes = fit_checkpoint(loaded, model)
+    taken = sum(key in model for key in loaded)
+    assert notes == [
+        f"taken from the checkpoint: {taken} tensors",
+        "made fresh: the memory of layers 0,2, encoder.lm_head.weight, as the embeddings",
+        "dropped: the copies that fairseq 0.12.2 keeps of each layer, "
+        "the feed-forward networks of layers 0,2",
+    ]
+    assert fit_checkpoint(model, model)[1] == []
+
+
+def test_a_dictionary_without_mask_gains_its_row():
+    dense = without_copies(dense_state())
+    shorter = dict(dense)
+    for key in (EMBED, "encoder.lm_head.weight", "encoder.lm_head.bias"):
+        shorter[key] = dense[key][:-1]
+    model = make_memory_model().state_dict()
+    state, notes = fit_checkpoint(shorter, model)
+    assert torch.equal(state[EMBED][:-1], dense[EMBED][:-1])
+    assert torch.equal(state[EMBED][-1], model[EMBED][-1])
+    assert "the last entry of the dictionary, <mask>" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        ({"encoder_layers": 2}, r"has 2 encoder layers \(not 3\): change --encoder-layers"),
+        (
+            {"encoder_embed_dim": 12},
+            r"\(24, 12\) in the .*\(24, 16\).*--encoder-embed-dim 12",
+        ),
+        ({"encoder_ffn_embed_dim": 20}, "fc1.weight is .*: use --encoder-ffn-embed-dim 20"),
+        ({"max_positions": 30}, "embed_positions.weight is .*: use --max-positions 30"),
+        ({"encoder_normalize_before": True}, "trained otherwise: add --encoder-normalize-before"),
+        ({"layernorm_embedding": False}, "trained otherwise: remove --layernorm-embedding"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_naming_the_flag(trained, message):
+    with pytest.raises(ValueError, match=message):
+        make_memory_model().load_state_dict(dense_state(**trained))
+
+
+def test_a_checkpoint_of_another_dictionary_is_refused():
+    dense = without_copies(dense_state())
+    dense[EMBED] = dense["encoder.lm_head.weight"] = torch.zeros(50, 16)
+    with pytest.raises(ValueError, match=r"\(50, 16\) in the checkpoint.*use the dict.txt"):
+        make_memory_model().load_state_dict(dense)
+
+
+def test_what_is_no_roberta_is_refused():
+    with pytest.raises(ValueError, match="the checkpoint is no RoBERTa: it lacks"):
+        make_memory_model().load_state_dict({"decoder.weight": torch.zeros(2)})
+
+
+def test_a_resume_never_makes_a_memory_anew():
+    saved = dict(make_memory_model().state_dict())
+    del saved["encoder.sentence_encoder.layers.1.pkm.query.bias"]
+    with pytest.raises(ValueError, match="lacks encoder.*pkm.query.bias"):
+        make_memory_model().load_state_dict(saved)
+
+
+def test_classification_heads_come_along():
+    dense = make_model("roberta")
+    dense.register_classification_head("glue", num_classes=3)
+    model = make_memory_model()
+    model.register_classification_head("glue", num_classes=3)
+    model.load_state_dict(dense.state_dict())
+    key = "classification_heads.glue.dense.weight"
+    assert torch.equal(model.state_dict()[key], dense.state_dict()[key])
+    assert TINY_MEMORY["pkm_layers"] == [1]
