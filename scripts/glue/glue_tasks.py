@@ -73,7 +73,7 @@ def read_split(task, path, split):
         ValueError: if the header lacks a column.
     """
     rows, bad = [], []
-    # Bytes are split at line feeds alone; as text, sentences would break at other separators too.
+    # Bytes are split at line feeds alone, text at carriage returns inside sentences too.
     with open(path, "rb") as lines:
         columns = None if is_test(split) else task.headerless
         if not columns:

@@ -38,7 +38,7 @@ def main():
         sys.exit(f"the dictionary or the encoder cannot be read: {error}")
     with ExitStack() as stack:
         if args.workers > 1:
-            # Each process makes its own encoder: not every one can be handed over.
+            # Each process makes its own encoder: they cannot be handed over.
             encode = stack.enter_context(Pool(args.workers, start_worker, (args,))).imap
         else:
             start_worker(args, encoder)
@@ -138,9 +138,10 @@ def choose_tasks(wanted, glue):
 
 def check_made(dest, dictionary):
     """Exits if ``dest`` was made with another dictionary: the model would read other words."""
-    if not filecmp.cmp(dictionary, dest / "input0" / "dict.txt", shallow=False):
+    made_with = dest / "input0" / "dict.txt"
+    if not (made_with.is_file() and filecmp.cmp(dictionary, made_with, shallow=False)):
         sys.exit(
-            f"{dest} was made with another dictionary than --dict {dictionary}: "
+            f"{dest} is there already, but not of --dict {dictionary}: "
             "remove it or choose another --dest"
         )
     print(f"{dest} is there already: remove it to make it anew", flush=True)
