@@ -407,3 +407,13 @@ def test_a_file_that_is_not_there_is_named(script, tmp_path):
         SystemExit, match="train.tsv cannot be read: put the official files of CoLA there"
     ):
         script.read_task("CoLA", tmp_path / "CoLA", False)
+
+
+def test_a_finetuning_without_a_pretrained_model_is_refused(prepared, tmp_path):
+    output = run(
+        *("fairseq-hydra-train", "--config-dir", "user_dir_examples/glue", "--config-name", "cola"),
+        *(f"task.data={prepared[0] / 'CoLA-bin'}", f"checkpoint.save_dir={tmp_path}"),
+        *("common.cpu=true", "+model.encoder_layers=1", "model.pkm_layers=[]"),
+        fails=True,
+    )
+    assert "ValueError: --finetune-from-model PRETRAINED.pt does not exist" in output
