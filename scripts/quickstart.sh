@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sets up, then pretrains a small RoBERTa without and with a memory, offline, on the reference text
-# that ships inside Python. Interrupted and run again, it goes on where it was.
-#   RUNS     where to write everything    (default: runs/quickstart)
-#   UPDATES  updates to train each model  (default: 300)
+# Sets up, then, offline, on the reference text that ships inside Python: pretrains a small RoBERTa,
+# gives it a memory and pretrains on, finetunes that to tell sentences from shuffled words, and
+# predicts. Interrupted and run again, it goes on where it was.
+#   RUNS     where to write everything  (default: runs/quickstart)
+#   UPDATES  updates of each training   (default: 300)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -16,15 +17,36 @@ echo "== Text"
 "$bin/python" scripts/pretraining/prepare.py --vocab-size 2000 \
     --train "$runs/text/train.txt" --valid "$runs/text/valid.txt" --dest "$runs/data"
 
-# train NAME FLAG...: trains with stock fairseq, showing of its log what a person wants to see.
+# train NAME COMMAND...: runs a training with its files in $runs/NAME, showing of its log what a
+# person wants to see.
 train() {
     local name=$1 dir=$runs/$1
     shift
     echo "== Training $name: $updates updates, log in $dir/train.log"
     [ -e "$dir/done" ] && { echo "   done already"; return; }
     mkdir -p "$dir"
+    "$@" 2>&1 | tee -a "$dir/train.log" | progress || {
+        tail -n 20 "$dir/train.log"
+        exit 1
+    }
+    touch "$dir/done"
+}
+
+# Of fairseq's log, keeps update and loss of training, and loss and score of each validation.
+progress() {
+    local number='([0-9.-]+)'
+    sed -nEu \
+        -e "s/.*train_inner.* loss=$number,.* num_updates=$number,.*/   update \2  loss \1/p" \
+        -e "s/.*valid on .* loss $number .* mcc $number .* num_updates $number.*/   validation at update \3  loss \1  Matthews correlation \2/p" \
+        -e "s/.*valid on .* loss $number .* ppl $number .* num_updates $number.*/   validation at update \3  loss \1  perplexity \2/p"
+}
+
+# pretrain NAME FLAG...: the flags that both pretrainings share, and those given.
+pretrain() {
+    local dir=$runs/$1
+    shift
     "$bin/fairseq-train" "$runs/data" --user-dir pkm_fairseq \
-        --task masked_lm --criterion masked_lm --sample-break-mode none --tokens-per-sample 64 \
+        --criterion masked_lm --sample-break-mode none --tokens-per-sample 64 \
         --encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 \
         --encoder-attention-heads 4 \
         --optimizer adam --adam-betas '(0.9,0.98)' --adam-eps 1e-6 --weight-decay 0.01 \
@@ -32,18 +54,22 @@ train() {
         --total-num-update "$updates" --max-update "$updates" --batch-size 32 --seed 1 --cpu \
         --save-dir "$dir" --save-interval-updates 50 --keep-interval-updates 1 \
         --no-epoch-checkpoints --tensorboard-logdir "$dir/tensorboard" \
-        --log-format simple --log-interval 25 "$@" 2>&1 | tee -a "$dir/train.log" | progress || {
-        tail -n 20 "$dir/train.log"
-        exit 1
-    }
-    touch "$dir/done"
+        --log-format simple --log-interval 25 "$@"
 }
 
-# Of fairseq's log, keeps update, loss and perplexity of training, and each validation.
-progress() {
-    sed -nE -u \
-        -e 's/.*\| train_inner \|.* loss=([0-9.]+).* ppl=([0-9.]+).* num_updates=([0-9]+).*/   update \3  loss \1  perplexity \2/p' \
-        -e 's/.*valid on .valid. subset \| loss ([0-9.]+) \| ppl ([0-9.]+).* num_updates ([0-9]+).*/   validation at update \3  loss \1  perplexity \2/p'
+# finetune: the shipped configuration of CoLA, made small.
+finetune() {
+    "$bin/fairseq-hydra-train" --config-dir user_dir_examples/glue --config-name cola \
+        task.data="$runs/glue-bin/CoLA-bin" task.max_positions=64 \
+        checkpoint.finetune_from_model="$runs/memory/checkpoint_best.pt" \
+        checkpoint.save_dir="$runs/cola" checkpoint.save_interval_updates=50 \
+        checkpoint.keep_interval_updates=1 common.cpu=true common.log_format=simple \
+        common.log_interval=25 dataset.batch_size=32 \
+        "optimization.lr=[0.0005]" optimization.max_update="$updates" optimization.max_epoch=0 \
+        lr_scheduler.warmup_updates=30 model._name=pkm_roberta +model.encoder_layers=2 \
+        +model.encoder_embed_dim=128 +model.encoder_ffn_embed_dim=512 \
+        +model.encoder_attention_heads=4 "model.pkm_layers=[1]" model.pkm_subkeys=64 \
+        model.pkm_topk=16 model.pkm_key_dim=64
 }
 
 # validate NAME: prints the validation perplexity of the best checkpoint.
@@ -53,20 +79,41 @@ validate() {
         tee "$runs/$1/validate.log" | sed -nE 's/.* \| ppl ([0-9.]+).*/\1/p' | tail -n 1
 }
 
-train dense --arch roberta
-train memory --arch pkm_roberta --pkm-layers 1 --pkm-subkeys 64 --pkm-topk 16 --pkm-key-dim 64
+train dense pretrain dense --task masked_lm --arch roberta
+train memory pretrain memory --task pkm_masked_lm --arch pkm_roberta \
+    --pkm-init-from "$runs/dense/checkpoint_best.pt" \
+    --pkm-layers 1 --pkm-subkeys 64 --pkm-topk 16 --pkm-key-dim 64
 
-echo "== Validation"
+echo "== A task: are the words of a sentence in order?"
+"$bin/python" scripts/glue/sample_task.py --text "$runs/text/train.txt" --dest "$runs/glue"
+"$bin/python" scripts/glue/prepare.py --glue "$runs/glue" --dest "$runs/glue-bin" \
+    --dict "$runs/data/dict.txt" --sentencepiece-model "$runs/data/sentencepiece.bpe.model" 2>&1 |
+    grep -v INFO
+train cola finetune
+"$bin/python" scripts/glue/predict.py --task CoLA --data "$runs/glue-bin/CoLA-bin" --cpu \
+    --checkpoint "$runs/cola/checkpoint_best.pt" --dest "$runs/submission" 2> "$runs/predict.log" || {
+    cat "$runs/predict.log"
+    exit 1
+}
+echo "   Some of what it predicts (1: in order):"
+paste "$runs/submission/CoLA.tsv" "$runs/glue/CoLA/test.tsv" |
+    awk -F '\t' 'NR > 1 && NR < 8 { print "   " $2 "  " substr($4, 1, 80) }'
+
+echo "== Results"
 dense=$(validate dense)
 memory=$(validate memory)
+mcc=$(progress < "$runs/cola/train.log" | sed -nE 's/.*correlation //p' | sort -g | tail -n 1)
 cat <<END
-   perplexity without memory  $dense
-   perplexity with memory     $memory  (4,096 slots beside the FFN of layer 1)
+   validation perplexity of the model without memory           $dense
+   validation perplexity with memory, after as many updates    $memory
+   best Matthews correlation on the task, in percent           $mcc
 
 == Made in $runs
-   data/     dictionary, sentencepiece model and binary text
-   dense/    checkpoints, log and TensorBoard files of the RoBERTa without memory
-   memory/   the same of the RoBERTa with memory
+   data/         dictionary, sentencepiece model and binary text
+   dense/        checkpoints, log and TensorBoard files of the RoBERTa without memory
+   memory/       the same with a memory of 4,096 slots beside the FFN of layer 1, started from dense/
+   cola/         the same of the finetuning, started from memory/
+   submission/   predictions in the form that GLUE takes
    Look at the curves:  $bin/tensorboard --logdir $runs
    See all options:     $bin/python -m pkm_fairseq.options
 END

@@ -21,21 +21,28 @@ class PKMSentencePredictionConfig(InitFromConfig, SentencePredictionConfig):
 class PKMSentencePredictionTask(InitFromTask, SentencePredictionTask):
     """fairseq's sentence_prediction task, with GLUE's metrics on every validation set.
 
-    The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``; the scores
-    of all examples recorded so far are logged as metrics that fairseq computes when it asks for
-    them, at the end for the whole set, so they can be the ``--best-checkpoint-metric``.
+    The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``. The scores
+    are metrics that fairseq computes when it asks for them, at the end for the whole set, so they
+    can be the ``--best-checkpoint-metric``; they leave nothing in checkpoints.
     """
 
     def __init__(self, cfg, data_dictionary, label_dictionary):
         super().__init__(cfg, data_dictionary, label_dictionary)
-        self._recorded = {}
-        self._scored = (0, {})
+        self._forget()
 
-    def get_batch_iterator(self, *args, **kwargs):
-        """Does what fairseq's task does, which is where a validation set begins."""
+    def get_batch_iterator(self, dataset, **options):
+        """Does what fairseq's task does, which is where a validation set begins.
+
+        Batches are not made multiples of ``--required-batch-size-multiple``: some builds of fairseq
+        leave out the rows that fill no multiple, and the metrics are to be those of the whole set.
+        """
+        self._forget()
+        options["required_batch_size_multiple"] = 1
+        return super().get_batch_iterator(dataset, **options)
+
+    def _forget(self):
         self._recorded = {}
-        self._scored = (0, {})
-        return super().get_batch_iterator(*args, **kwargs)
+        self._logged = False
 
     def record(self, ids, predictions, targets):
         """Records a validation batch, on each worker those of all workers.
@@ -56,13 +63,7 @@ class PKMSentencePredictionTask(InitFromTask, SentencePredictionTask):
 
     def scores(self):
         """Returns the metrics over all examples recorded of this validation set, in percent."""
-        count, scores = self._scored
-        if count != len(self._recorded):
-            scores = self._compute_scores(*zip(*self._recorded.values()))
-            self._scored = (len(self._recorded), scores)
-        return scores
-
-    def _compute_scores(self, predictions, targets):
+        predictions, targets = zip(*self._recorded.values())
         if self.cfg.regression_target:
             return regression_scores(predictions, targets)
         # GLUE's tasks with an F1 call the positive class 1.
@@ -72,6 +73,8 @@ class PKMSentencePredictionTask(InitFromTask, SentencePredictionTask):
     def reduce_metrics(self, logging_outputs, criterion):
         """Logs what the criterion logs and, in validation, the scores."""
         super().reduce_metrics(logging_outputs, criterion)
-        if not criterion.training:
+        # Once a set: what a batch logs fairseq computes at once, and again at the set's end.
+        if not criterion.training and not self._logged:
+            self._logged = True
             for name in self.scores():
-                metrics.log_derived(name, lambda meters, name=name: self.scores().get(name))
+                metrics.log_derived(name, lambda meters, name=name: self.scores()[name])

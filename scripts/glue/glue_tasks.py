@@ -52,6 +52,13 @@ TASKS = {
 }
 
 
+def submission_files(name):
+    """Returns the official file to submit for each test split of a task."""
+    if name == "MNLI":
+        return {"test": "MNLI-m.tsv", "test1": "MNLI-mm.tsv"}
+    return {"test": f"{name}.tsv"}
+
+
 def is_test(split):
     """Tells whether a split has no labels and needs a prediction for every row."""
     return split.startswith("test")

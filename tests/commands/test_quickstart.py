@@ -13,9 +13,11 @@ def test_the_quickstart_goes_on_after_a_kill_and_says_what_it_made(tmp_path):
     output = run(*command, **env)
     assert "data is there already" in output
     assert re.search(r"Training dense.*\n   done already", output)
-    assert re.search(r"update 25  loss [\d.]+  perplexity [\d.]+", output)
-    assert re.search(r"perplexity without memory  [\d.]+", output)
-    assert re.search(r"perplexity with memory     [\d.]+", output)
-    for name in ("dense", "memory"):
+    assert re.search(r"update 25  loss [\d.]+", output)
+    assert re.search(r"perplexity of the model without memory +[\d.]+\n", output)
+    assert re.search(r"perplexity with memory, after as many updates +[\d.]+\n", output)
+    assert re.search(r"best Matthews correlation on the task, in percent +-?[\d.]+\n", output)
+    for name in ("dense", "memory", "cola"):
         assert (tmp_path / name / "checkpoint_best.pt").exists()
         assert list((tmp_path / name / "tensorboard").rglob("events*"))
+    assert (tmp_path / "submission" / "CoLA.tsv").exists()

@@ -1,0 +1,277 @@
+"""Finetuning with the shipped configs, scoring, and the files for GLUE's leaderboard."""
+
+import json
+import random
+
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import matthews_corrcoef
+
+from pkm_fairseq.models import PKMRobertaModel
+from tests.commands.commands import (
+    MEMORY,
+    MODEL,
+    ROOT,
+    TIMEOUT,
+    flags,
+    logged,
+    pretraining,
+    run,
+    start,
+)
+
+SIZES = {name.replace("-", "_"): value for name, value in MODEL.items() if name != "max-positions"}
+ROWS = {"train": 64, "dev": 33, "test": 5}  # 33: with batches of 8, the last one is a single row
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    options = {"arch": "pkm_roberta", **MODEL, **MEMORY}
+    run("fairseq-train", *pretraining(data, folder, updates=2, **options))
+    return folder / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="module")
+def glue(text, data, tmp_path_factory):
+    """Small tasks in GLUE's layout that can be learned: folders of official and of binary files."""
+    folder = tmp_path_factory.mktemp("glue")
+    chance = random.Random(0)
+    words = sorted(set((text / "train.txt").read_text().split()))
+    words = [word for word in words if word.isalpha() and len(word) < 6]
+
+    def sentence():
+        return " ".join(chance.sample(words, 4))
+
+    def write(path, header, rows):
+        path.parent.mkdir(exist_ok=True)
+        lines = [header, *rows] if header else rows
+        path.write_text("".join("\t".join(map(str, row)) + "\n" for row in lines))
+
+    for split, count in ROWS.items():
+        rows = [sentence() for _ in range(count)]
+        cola = [("x", i % 2, "", f"{'yes ' * 4 * (i % 2)}{row}") for i, row in enumerate(rows)]
+        header = ("index", "sentence") if split == "test" else None
+        test = [(i, row[3]) for i, row in enumerate(cola)]
+        write(folder / "CoLA" / f"{split}.tsv", header, test if split == "test" else cola)
+
+        pairs = [(i, row, sentence()) for i, row in enumerate(rows)]
+        header = ("index", "sentence1", "sentence2")
+        scored = [(*pair, 5 * chance.random()) for pair in pairs]
+        if split == "test":
+            write(folder / "STS-B" / "test.tsv", header, pairs)
+        else:
+            write(folder / "STS-B" / f"{split}.tsv", (*header, "score"), scored)
+
+        classes = ("contradiction", "entailment", "neutral")
+        judged = [(*pair, classes[pair[0] % 3]) for pair in pairs]
+        for kind in ("",) if split == "train" else ("_matched", "_mismatched"):
+            path = folder / "MNLI" / f"{split}{kind}.tsv"
+            write(path, header, pairs) if split == "test" else write(
+                path, (*header, "gold_label"), judged
+            )
+    run(
+        *("python", ROOT / "scripts/glue/prepare.py", "--glue", folder, "--dest", folder),
+        *("--dict", data / "dict.txt", "--workers", 1),
+        *("--sentencepiece-model", data / "sentencepiece.bpe.model"),
+    )
+    return folder
+
+
+def finetune(name, task, glue, pretrained, save_dir, *extra, updates=80):
+    """The command that finetunes with a shipped config, made small."""
+    memory = {key.replace("-", "_"): value for key, value in MEMORY.items()}
+    model = {"_name": "pkm_roberta", **memory, "pkm_layers": "[1]"}
+    return [
+        *("fairseq-hydra-train", "--config-dir", "user_dir_examples/glue", "--config-name", name),
+        f"task.data={glue / f'{task}-bin'}",
+        *("task.max_positions=32", f"checkpoint.finetune_from_model={pretrained}"),
+        *(f"checkpoint.save_dir={save_dir}", "common.cpu=true", "common.log_interval=1"),
+        *("dataset.batch_size=8", "dataset.num_workers=0", "optimization.lr=[0.005]"),
+        *(f"optimization.max_update={updates}", "optimization.max_epoch=0"),
+        *("lr_scheduler.warmup_updates=0",),
+        *(f"model.{key}={value}" for key, value in model.items()),
+        *(f"+model.{key}={value}" for key, value in SIZES.items() if key != "dropout"),
+        *extra,
+    ]
+
+
+def predict(glue, task, checkpoint, dest, **options):
+    return run(
+        *("python", ROOT / "scripts/glue/predict.py", "--task", task, "--cpu"),
+        *("--data", glue / f"{task}-bin", "--checkpoint", checkpoint, "--dest", dest),
+        *("--batch-size", 2),
+        **options,
+    )
+
+
+def dev_rows(glue, task):
+    lines = (glue / task / "dev.tsv").read_text().splitlines()
+    return [line.split("\t") for line in lines]
+
+
+def load_hub(folder, task, glue, data, checkpoint="checkpoint_best.pt"):
+    return PKMRobertaModel.from_pretrained(
+        str(folder),
+        checkpoint,
+        str(glue / f"{task}-bin"),
+        sentencepiece_model=str(data / "sentencepiece.bpe.model"),
+    ).eval()
+
+
+@torch.no_grad()
+def answer(hub, rows):
+    """Asks a finetuned model about each row of sentences, one at a time, for its logits."""
+    head = "sentence_classification_head"
+    return [hub.predict(head, hub.encode(*row), return_logits=True) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def cola(glue, pretrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cola")
+    return folder, run(*finetune("cola", "CoLA", glue, pretrained, folder))
+
+
+def test_cola_is_learned_and_scored_over_the_whole_validation_set(cola, glue, data):
+    folder, output = cola
+    reported = [float(value) for value in logged(output, "valid_mcc", "valid")]
+    assert max(reported) > 50
+    rows = dev_rows(glue, "CoLA")
+    answers = answer(load_hub(folder, "CoLA", glue, data), [row[3:] for row in rows])
+    predictions = [logits.argmax().item() for logits in answers]
+    # The label dictionary is in the order of the official labels.
+    expected = matthews_corrcoef([int(row[1]) for row in rows], predictions)
+    assert max(reported) == pytest.approx(100 * expected, rel=1e-4)
+
+
+def test_fairseq_validate_gives_the_same_score(cola, glue):
+    folder, output = cola
+    validated = run(
+        *("fairseq-validate", glue / "CoLA-bin", "--user-dir", "pkm_fairseq", "--cpu"),
+        *("--task", "pkm_sentence_prediction", "--num-classes", 2, "--log-format", "json"),
+        *("--criterion", "pkm_sentence_prediction", "--num-workers", 0, "--batch-size", 8),
+        *("--path", folder / "checkpoint_last.pt", "--max-positions", 32),
+    )
+    for key in ("valid_mcc", "valid_loss"):
+        assert logged(validated, key, "valid") == logged(output, key, "valid")[-1:]
+
+
+def test_nothing_of_the_predictions_is_left_in_checkpoints_and_they_resume(cola, glue, pretrained):
+    folder, _ = cola
+    state = torch.load(folder / "checkpoint_last.pt", weights_only=True)
+    assert "mcc" not in json.dumps(state["extra_state"]["metrics"]["valid"])
+    resumed = run(*finetune("cola", "CoLA", glue, pretrained, folder, updates=82))
+    assert "Loaded checkpoint" in resumed
+    assert logged(resumed, "valid_mcc", "valid")
+
+
+def test_two_workers_report_what_one_reports(glue, pretrained, tmp_path):
+    options = {
+        "user-dir": "pkm_fairseq",
+        "task": "pkm_sentence_prediction",
+        "criterion": "pkm_sentence_prediction",
+        "arch": "pkm_roberta",
+        **{**MODEL, **MEMORY, "dropout": 0, "attention-dropout": 0},
+        "pkm-query-norm": "batch",
+        "num-classes": 2,
+        "init-token": 0,
+        "separator-token": 2,
+        "shorten-method": "truncate",
+        "finetune-from-model": pretrained,
+        "optimizer": "adam",
+        "lr": 0,
+        "max-update": 1,
+        "cpu": None,
+        "log-format": "json",
+        "num-workers": 0,
+        "seed": 2,
+        "best-checkpoint-metric": "mcc",
+        "maximize-best-checkpoint-metric": None,
+    }
+    common = [glue / "CoLA-bin", *flags(options)]
+    alone = run("fairseq-train", *common, "--batch-size", 8, "--save-dir", tmp_path / "one")
+    distributed = {
+        "save-dir": tmp_path / "two",
+        "batch-size": 4,
+        "distributed-world-size": 2,
+        "distributed-init-method": f"file://{tmp_path / 'rendezvous'}",
+        "distributed-backend": "gloo",
+        "ddp-backend": "legacy_ddp",
+        "distributed-no-spawn": None,
+    }
+    workers = [
+        start("fairseq-train", *common, *flags({**distributed, "distributed-rank": rank}))
+        for rank in range(2)
+    ]
+    outputs = [worker.communicate(timeout=TIMEOUT)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    for key in ("valid_mcc", "valid_f1", "valid_accuracy"):
+        assert logged(outputs[0], key, "valid") == logged(alone, key, "valid"), key
+
+
+def test_a_regression_is_scored_by_its_correlations(glue, pretrained, data, tmp_path):
+    output = run(*finetune("sts_b", "STS-B", glue, pretrained, tmp_path, updates=16))
+    rows = dev_rows(glue, "STS-B")[1:]
+    hub = load_hub(tmp_path, "STS-B", glue, data, "checkpoint_last.pt")
+    predictions = [logits.item() for logits in answer(hub, [row[1:3] for row in rows])]
+    scores = [float(row[3]) for row in rows]
+    for key, function in (("valid_pearson", pearsonr), ("valid_spearman", spearmanr)):
+        reported = float(logged(output, key, "valid")[-1])
+        assert reported == pytest.approx(100 * function(predictions, scores)[0], rel=1e-3), key
+    predict(glue, "STS-B", tmp_path / "checkpoint_best.pt", tmp_path / "submission")
+    lines = (tmp_path / "submission" / "STS-B.tsv").read_text().splitlines()
+    assert all(0 <= float(line.split("\t")[1]) <= 5 for line in lines[1:])
+
+
+def test_mnli_has_two_validation_sets_and_two_files_to_submit(glue, pretrained, tmp_path):
+    output = run(*finetune("mnli", "MNLI", glue, pretrained, tmp_path, updates=8))
+    assert len(logged(output, "valid_accuracy", "valid")) == 1
+    assert len(logged(output, "valid1_accuracy", "valid1")) == 1
+    predict(glue, "MNLI", tmp_path / "checkpoint_best.pt", tmp_path / "submission")
+    for file in ("MNLI-m.tsv", "MNLI-mm.tsv"):
+        header, *lines = (tmp_path / "submission" / file).read_text().splitlines()
+        assert header == "index\tprediction"
+        assert [line.split("\t")[0] for line in lines] == [str(i) for i in range(ROWS["test"])]
+        words = {line.split("\t")[1] for line in lines}
+        assert words <= {"contradiction", "entailment", "neutral"}
+
+
+def test_the_file_to_submit_has_the_answers_of_the_model_in_order(cola, glue, data, tmp_path):
+    folder, _ = cola
+    predict(glue, "CoLA", folder / "checkpoint_best.pt", tmp_path)
+    rows = [line.split("\t") for line in (glue / "CoLA" / "test.tsv").read_text().splitlines()]
+    answers = answer(load_hub(folder, "CoLA", glue, data), [row[1:] for row in rows[1:]])
+    expected = [f"{row[0]}\t{best.argmax().item()}" for row, best in zip(rows[1:], answers)]
+    assert (tmp_path / "CoLA.tsv").read_text().splitlines() == ["index\tprediction", *expected]
+
+
+def test_predicting_with_what_does_not_fit_is_refused(cola, glue, pretrained, tmp_path):
+    folder, _ = cola
+    for task, checkpoint, message in (
+        ("MNLI", folder / "checkpoint_best.pt", "has 2 classes, but --task MNLI has 3"),
+        ("CoLA", pretrained, "is not finetuned"),
+        ("CoLA", tmp_path / "none.pt", "is not a file"),
+    ):
+        output = predict(glue, task, checkpoint, tmp_path, fails=True)
+        assert message in output.splitlines()[-1]
+
+
+def test_the_criterion_without_its_task_is_refused(glue, tmp_path):
+    output = run(
+        *("fairseq-train", glue / "CoLA-bin", "--user-dir", "pkm_fairseq", "--cpu"),
+        *("--task", "sentence_prediction", "--criterion", "pkm_sentence_prediction"),
+        *(
+            "--batch-size",
+            2,
+            "--arch",
+            "pkm_roberta",
+            "--encoder-layers",
+            1,
+            "--encoder-embed-dim",
+            8,
+        ),
+        *("--encoder-attention-heads", 1, "--num-classes", 2, "--save-dir", tmp_path),
+        fails=True,
+    )
+    assert "needs --task pkm_sentence_prediction" in output.splitlines()[-1]
