@@ -8,6 +8,7 @@ from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from pkm_fairseq.config import PKMConfig
+from pkm_fairseq.tasks import InitFromConfig
 
 
 def options_parser():
@@ -23,6 +24,10 @@ def options_parser():
         "model pkm_roberta (--arch pkm_roberta, pkm_roberta_base, pkm_roberta_large; under model:)"
     )
     gen_parser_from_dataclass(group, PKMConfig())
+    group = parser.add_argument_group(
+        "tasks pkm_masked_lm and pkm_sentence_prediction (--task; under task:)"
+    )
+    gen_parser_from_dataclass(group, InitFromConfig())
     return parser
 
 

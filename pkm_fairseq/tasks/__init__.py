@@ -1,5 +1,5 @@
-from .init_from import InitFromTask
+from .init_from import InitFromConfig, InitFromTask
 from .masked_lm import PKMMaskedLMTask
 from .sentence_prediction import PKMSentencePredictionTask
 
-__all__ = ["InitFromTask", "PKMMaskedLMTask", "PKMSentencePredictionTask"]
+__all__ = ["InitFromConfig", "InitFromTask", "PKMMaskedLMTask", "PKMSentencePredictionTask"]

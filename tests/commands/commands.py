@@ -70,6 +70,29 @@ def run_until(pattern, command, *args, **env):
     raise AssertionError(f"{pattern} never came:\n{''.join(printed)}")
 
 
+def run_on_two_workers(rendezvous, *args):
+    """Runs fairseq-train on two CPU workers; returns what the first printed, which alone logs.
+
+    Args:
+        rendezvous: a path where nothing is, by which they find each other.
+        args: those of fairseq-train.
+    """
+    distributed = {
+        "distributed-world-size": 2,
+        "distributed-init-method": f"file://{rendezvous}",
+        "distributed-backend": "gloo",
+        "ddp-backend": "legacy_ddp",
+        "distributed-no-spawn": None,
+    }
+    workers = [
+        start("fairseq-train", *args, *flags({**distributed, "distributed-rank": rank}))
+        for rank in range(2)
+    ]
+    outputs = [worker.communicate(timeout=TIMEOUT)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    return outputs[0]
+
+
 def flags(options):
     """Writes options as flags; None stands for a flag without a value."""
     return [

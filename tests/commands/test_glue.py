@@ -12,12 +12,11 @@ from tests.commands.commands import (
     MEMORY,
     MODEL,
     ROOT,
-    TIMEOUT,
     flags,
     logged,
     pretraining,
     run,
-    start,
+    run_on_two_workers,
 )
 
 SIZES = {name.replace("-", "_"): value for name, value in MODEL.items() if name != "max-positions"}
@@ -190,23 +189,11 @@ def test_two_workers_report_what_one_reports(glue, pretrained, tmp_path):
     }
     common = [glue / "CoLA-bin", *flags(options)]
     alone = run("fairseq-train", *common, "--batch-size", 8, "--save-dir", tmp_path / "one")
-    distributed = {
-        "save-dir": tmp_path / "two",
-        "batch-size": 4,
-        "distributed-world-size": 2,
-        "distributed-init-method": f"file://{tmp_path / 'rendezvous'}",
-        "distributed-backend": "gloo",
-        "ddp-backend": "legacy_ddp",
-        "distributed-no-spawn": None,
-    }
-    workers = [
-        start("fairseq-train", *common, *flags({**distributed, "distributed-rank": rank}))
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate(timeout=TIMEOUT)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    together = run_on_two_workers(
+        tmp_path / "rendezvous", *common, "--batch-size", 4, "--save-dir", tmp_path / "two"
+    )
     for key in ("valid_mcc", "valid_f1", "valid_accuracy"):
-        assert logged(outputs[0], key, "valid") == logged(alone, key, "valid"), key
+        assert logged(together, key, "valid") == logged(alone, key, "valid"), key
 
 
 def test_a_regression_is_scored_by_its_correlations(glue, pretrained, data, tmp_path):

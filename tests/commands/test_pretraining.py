@@ -151,6 +151,7 @@ def test_all_options_are_printed_by_one_command():
     for name in vars(PKMConfig()):
         if name.startswith("pkm_"):
             assert "--" + name.replace("_", "-") in printed
+    assert "--pkm-init-from" in printed
 
 
 def test_the_import_leaves_the_root_clean():

@@ -8,12 +8,11 @@ from pkm_fairseq.models import PKMRobertaModel
 from tests.commands.commands import (
     MEMORY,
     MODEL,
-    TIMEOUT,
     load_model_state,
     logged,
     pretraining,
     run,
-    start,
+    run_on_two_workers,
 )
 
 DENSE = {**MODEL, "dropout": 0, "attention-dropout": 0}
@@ -160,21 +159,10 @@ def test_it_starts_alike_on_each_of_two_workers(dense, data, tmp_path):
         "task": "pkm_masked_lm",
         "pkm-init-from": folder / "checkpoint_last.pt",
         "batch-size": 4,
-        "distributed-world-size": 2,
-        "distributed-init-method": f"file://{tmp_path / 'rendezvous'}",
-        "distributed-backend": "gloo",
-        "ddp-backend": "legacy_ddp",
-        "distributed-no-spawn": None,
     }
-    workers = [
-        start(
-            "fairseq-train",
-            *pretraining(data, tmp_path, updates=1, **options, distributed_rank=rank),
-        )
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate(timeout=TIMEOUT)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
-    # Each worker validates half of the set: the loss tells of both. Only the first one logs.
-    assert logged(outputs[0], "valid_loss", "valid") == [loss]
+    output = run_on_two_workers(
+        tmp_path / "rendezvous", *pretraining(data, tmp_path, updates=1, **options)
+    )
+    # Each worker validates half of the set: the loss tells of both.
+    assert logged(output, "valid_loss", "valid") == [loss]
     assert_holds(tmp_path, folder)
