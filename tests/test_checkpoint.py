@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES, fit_checkpoint
+from pkm_fairseq.checkpoint import fit_checkpoint
+from tests.checkpoints import as_fairseq_0_12_2, as_published, without_copies
 from tests.models.tiny import TINY_MEMORY, draw_tokens, make_memory_model, make_model
 
 EMBED = "encoder.sentence_encoder.embed_tokens.weight"
@@ -12,41 +13,6 @@ EMBED = "encoder.sentence_encoder.embed_tokens.weight"
 def dense_state(**options):
     """A RoBERTa checkpoint as the installed fairseq writes it."""
     return make_model("roberta", **options).state_dict()
-
-
-def without_copies(state):
-    return {
-        key: tensor
-        for key, tensor in state.items()
-        if key.split(".")[-1] not in BETTER_TRANSFORMER_COPIES
-    }
-
-
-def as_fairseq_0_12_2(state):
-    """Adds the copies that 0.12.2 keeps of each layer."""
-    state = dict(state)
-    for layer in range(3):
-        prefix = f"encoder.sentence_encoder.layers.{layer}."
-        for name in BETTER_TRANSFORMER_COPIES:
-            state[prefix + name] = torch.zeros(3)
-    return state
-
-
-def as_published(state):
-    """The names of roberta.base and XLM-R: decoder, emb_layer_norm, fused in_proj, no version."""
-    fused = {}
-    for key, tensor in without_copies(state).items():
-        if key.endswith(".version"):
-            continue
-        new = key.replace("encoder.", "decoder.", 1)
-        new = new.replace("layernorm_embedding", "emb_layer_norm")
-        fused[new] = tensor
-    for layer in range(3):
-        attention = f"decoder.sentence_encoder.layers.{layer}.self_attn."
-        for part in ("weight", "bias"):
-            projections = [fused.pop(f"{attention}{name}_proj.{part}") for name in "qkv"]
-            fused[f"{attention}in_proj_{part}"] = torch.cat(projections)
-    return fused
 
 
 def with_bias_only_head(state):

@@ -1,8 +1,9 @@
 """RoBERTa with product-key memory, its flags and its architectures."""
 
 import logging
+from argparse import Namespace
 
-from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
@@ -93,7 +94,9 @@ class PKMRobertaModel(RobertaModel):
             ValueError: if it cannot be read or does not fit, naming what to change.
         """
         try:
-            checkpoint = load_checkpoint_to_cpu(path)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
+            trained = vars(trained) if isinstance(trained, Namespace) else trained
         except Exception as error:  # whatever a file that is no checkpoint makes torch raise
             reason = str(error).splitlines()[0]
             raise ValueError(f"--pkm-init-from {path} cannot be read: {reason}") from error
@@ -102,9 +105,8 @@ class PKMRobertaModel(RobertaModel):
                 f"--pkm-init-from {path} has a memory already: go on from it with --restore-file "
                 "or --finetune-from-model"
             )
-        trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
         for option in ("encoder_attention_heads", "activation_fn"):
-            theirs, ours = safe_getattr(trained, option), safe_getattr(self.args, option)
+            theirs, ours = trained.get(option), safe_getattr(self.args, option)
             if theirs is not None and theirs != ours:
                 flag = "--" + option.replace("_", "-")
                 raise ValueError(f"--pkm-init-from {path} has {flag} {theirs} (not {ours})")

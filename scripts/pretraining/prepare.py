@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Turns raw text into what fairseq's masked_lm task reads.
 
-One sentence or line a line, an empty line between documents; files may be gzipped. Trains a
-sentencepiece model unless one is given, encodes the text with it, and runs fairseq-preprocess.
+One sentence or line a line, an empty line between documents; files may be gzipped. Encodes the text
+with a sentencepiece model, trained on it unless one is given, or with GPT-2's byte-pair encoding,
+and runs fairseq-preprocess.
 Makes DEST whole or not at all, and does nothing where DEST is there already.
 """
 
@@ -13,10 +14,13 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from itertools import islice
+from multiprocessing import Pool
 from pathlib import Path
 
 import sentencepiece
+from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 
 LINES_AT_ONCE = 20_000
 
@@ -30,15 +34,12 @@ def main():
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
-    model = partial / "sentencepiece.bpe.model"
-    if args.sentencepiece_model:
-        shutil.copy(args.sentencepiece_model, model)
-    else:
-        train_sentencepiece(args.train, args.vocab_size, model)
     encoded = {}
-    for split in ("train", "valid"):
-        encoded[split] = partial / f"{split}.encoded"
-        encode(getattr(args, split), model, encoded[split], args.workers)
+    with ExitStack() as stack:
+        to_pieces = make_encoder(args, partial, stack)
+        for split in ("train", "valid"):
+            encoded[split] = partial / f"{split}.encoded"
+            encode(getattr(args, split), to_pieces, encoded[split])
     binarize(encoded, args.dict, partial, args.workers)
     for path in encoded.values():
         path.unlink()
@@ -61,13 +62,26 @@ def parse_args():
         help="encode with this model instead of training one",
     )
     parser.add_argument(
+        "--gpt2-encoder-json", type=existing_file, metavar="FILE", help="or GPT-2's encoder.json"
+    )
+    parser.add_argument(
+        "--gpt2-vocab-bpe", type=existing_file, metavar="FILE", help="and GPT-2's vocab.bpe"
+    )
+    parser.add_argument(
         "--dict",
         type=existing_file,
         metavar="FILE",
         help="the dict.txt of the model to go on from (default: made from the training text)",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads and processes")
-    return parser.parse_args()
+    args = parser.parse_args()
+    gpt2 = (args.gpt2_encoder_json, args.gpt2_vocab_bpe)
+    if any(gpt2) and (args.sentencepiece_model or not all(gpt2)):
+        parser.error(
+            "give one encoder: either --sentencepiece-model, "
+            "or both --gpt2-encoder-json and --gpt2-vocab-bpe"
+        )
+    return args
 
 
 def existing_file(text):
@@ -80,6 +94,46 @@ def existing_file(text):
 def open_text(path):
     opened = gzip.open if path.suffix == ".gz" else open
     return opened(path, "rt", encoding="utf-8")
+
+
+def make_encoder(args, dest, stack):
+    """Makes the function that turns a list of lines into their space-separated pieces.
+
+    The encoder's files go into ``dest``, where whoever uses the model will look for them.
+    """
+    if args.gpt2_encoder_json:
+        shutil.copy(args.gpt2_encoder_json, dest / "encoder.json")
+        shutil.copy(args.gpt2_vocab_bpe, dest / "vocab.bpe")
+        # Python code, and slow: each process gets an encoder of its own.
+        pool = stack.enter_context(Pool(args.workers, start_gpt2, (dest,)))
+        return lambda lines: pool.map(encode_gpt2, lines, chunksize=500)
+    model = dest / "sentencepiece.bpe.model"
+    if args.sentencepiece_model:
+        shutil.copy(args.sentencepiece_model, model)
+    else:
+        train_sentencepiece(args.train, args.vocab_size, model)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    return lambda lines: [
+        " ".join(pieces)
+        for pieces in processor.encode(lines, out_type=str, num_threads=args.workers)
+    ]
+
+
+_gpt2 = None
+
+
+def start_gpt2(folder):
+    """Keeps the encoder of this process where ``encode_gpt2`` finds it."""
+    global _gpt2
+    files = {
+        "gpt2_encoder_json": str(folder / "encoder.json"),
+        "gpt2_vocab_bpe": str(folder / "vocab.bpe"),
+    }
+    _gpt2 = GPT2BPE(GPT2BPEConfig(**files))
+
+
+def encode_gpt2(line):
+    return _gpt2.encode(line.strip())
 
 
 def train_sentencepiece(text, vocab_size, model):
@@ -103,9 +157,8 @@ def train_sentencepiece(text, vocab_size, model):
             sys.exit(f"--vocab-size {vocab_size} does not suit {text}: {error}")
 
 
-def encode(text, model, encoded, workers):
+def encode(text, to_pieces, encoded):
     """Writes ``text`` as space-separated pieces, line by line."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     size = text.stat().st_size
     started = time.monotonic()
     done = 0
@@ -113,8 +166,7 @@ def encode(text, model, encoded, workers):
         # Where a gzip file stands is told by the file under it.
         position = lines.buffer.fileobj if text.suffix == ".gz" else lines.buffer
         while batch := list(islice(lines, LINES_AT_ONCE)):
-            pieces = processor.encode(batch, out_type=str, num_threads=workers)
-            written.writelines(" ".join(line) + "\n" for line in pieces)
+            written.writelines(line + "\n" for line in to_pieces(batch))
             done += len(batch)
             share = min(1.0, position.tell() / size)
             left = (time.monotonic() - started) * (1 - share) / share

@@ -1,9 +1,12 @@
 """Raw text becomes what fairseq's masked_lm task reads."""
 
 import gzip
+import json
 
 import pytest
 from fairseq.data import Dictionary, data_utils
+from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from sentencepiece import SentencePieceProcessor
 
 from tests.commands.commands import ROOT, run
@@ -57,6 +60,29 @@ def test_a_given_model_and_dictionary_are_used(data, few_lines, tmp_path):
     assert (dest / "dict.txt").read_bytes() == (data / "dict.txt").read_bytes()
     assert (dest / "sentencepiece.bpe.model").read_bytes() == model.read_bytes()
     assert decode(dest)[:40] == [" ".join(line.split()) for line in few_lines[:40]]
+
+
+def test_gpt2_s_encoding_comes_back_and_its_files_come_along(few_lines, tmp_path):
+    # GPT-2's vocabulary of single bytes, without merges.
+    (tmp_path / "encoder.json").write_text(
+        json.dumps({character: i for i, character in enumerate(bytes_to_unicode().values())})
+    )
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n\n")
+    files = {"gpt2_encoder_json": "encoder.json", "gpt2_vocab_bpe": "vocab.bpe"}
+    given = [
+        part
+        for option, name in files.items()
+        for part in ("--" + option.replace("_", "-"), tmp_path / name)
+    ]
+    dest = tmp_path / "data"
+    prepare(tmp_path, dest, *given)
+    dictionary = Dictionary.load(str(dest / "dict.txt"))
+    paths = {option: str(dest / name) for option, name in files.items()}
+    bpe = GPT2BPE(GPT2BPEConfig(**paths))
+    rows = data_utils.load_indexed_dataset(str(dest / "train"), dictionary)
+    assert [bpe.decode(dictionary.string(row)) for row in rows] == [x.strip() for x in few_lines]
+    output = prepare(tmp_path, tmp_path / "more", *given[:2], fails=True)
+    assert "both --gpt2-encoder-json and --gpt2-vocab-bpe" in output.splitlines()[-1]
 
 
 def test_what_is_there_is_left_alone(text, data):
