@@ -51,7 +51,7 @@ pretrain() {
         --optimizer adam --adam-betas '(0.9,0.98)' --adam-eps 1e-6 --weight-decay 0.01 \
         --clip-norm 1.0 --lr "$rate" --lr-scheduler polynomial_decay \
         --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" \
-        --seed 1 --cpu --save-dir "$dest/$name" --save-interval-updates 100 \
+        --cpu --save-dir "$dest/$name" --save-interval-updates 100 \
         --keep-interval-updates 1 --no-epoch-checkpoints --max-valid-steps 20 \
         --tensorboard-logdir "$dest/$name/tensorboard" --log-format simple --log-interval 50 "$@"
 }
@@ -82,7 +82,7 @@ best() {
     --valid "$corpus/valid.txt.gz" --dest "$dest/data" --vocab-size 8000
 "$bin/python" scripts/glue/prepare.py --glue "$glue" --dest "$dest/glue" --tasks CoLA,RTE \
     --dict "$dest/data/dict.txt" --sentencepiece-model "$dest/data/sentencepiece.bpe.model"
-once dense pretrain dense "${UPDATES:-1500}" 1.5e-3 --task masked_lm --arch roberta
+once dense pretrain dense "${UPDATES:-1500}" 1.5e-3 --seed 1 --task masked_lm --arch roberta
 
 for model in ${MODELS:-continued memory}; do
     start=(--task pkm_masked_lm --arch pkm_roberta
@@ -92,7 +92,8 @@ for model in ${MODELS:-continued memory}; do
     else
         start+=("")
     fi
-    once "$model" pretrain "$model" "${MORE:-300}" 1e-3 "${start[@]}"
+    # Another seed: the same one would show the same sentences with the same words masked again.
+    once "$model" pretrain "$model" "${MORE:-300}" 5e-4 --seed 2 "${start[@]}"
     grep -E "valid on" "$dest/$model/log" | tail -n 1 | sed -E 's/.*(loss .* ppl [0-9.]+).*/   \1/'
     for run in CoLA:mcc:800 RTE:accuracy:400; do
         IFS=: read -r task metric updates <<< "$run"

@@ -76,7 +76,12 @@ def test_hydra_trains_the_same_model_update_by_update(trained, data, tmp_path):
         *("--config-name", "tiny", f"task.data={data}", f"checkpoint.save_dir={tmp_path}"),
         *("task.sample_break_mode=complete", "task.tokens_per_sample=32"),
         *("dataset.skip_invalid_size_inputs_valid_test=true", "dataset.batch_size=8"),
-        *("dataset.num_workers=0", "common.seed=3", "lr_scheduler.warmup_updates=0"),
+        *(
+            "dataset.num_workers=0",
+            "dataset.data_buffer_size=0",
+            "common.seed=3",
+            "lr_scheduler.warmup_updates=0",
+        ),
         *("optimization.lr=[0.01]", "optimization.max_update=40"),
         *("common.log_format=json", "common.log_interval=1"),
         *(f"model.{name}={value}" for name, value in model.items()),
