@@ -54,7 +54,9 @@ def find_bpe(bpe, given, folders):
     """
     if bpe is not None and bpe not in BPE_FILES:
         raise ValueError(f"bpe={bpe} is not {' or '.join(BPE_FILES)}")
-    for name in [bpe] if bpe else BPE_FILES:
+    # What is named comes before what merely lies there.
+    by_mention = sorted(BPE_FILES, key=lambda name: not any(o in given for o in BPE_FILES[name]))
+    for name in [bpe] if bpe else by_mention:
         found = {}
         for option, file in BPE_FILES[name].items():
             places = [given[option]] if option in given else [folder / file for folder in folders]
