@@ -99,6 +99,9 @@ def memory_options(state):
     match = LAYER_KEY.match(memories[0])
     layer = match["layers"] + match["layer"]
     memory = f"{layer}.pkm."
+    for needed in ("subkeys", "values.weight"):
+        if memory + needed not in state:
+            raise ValueError(f"the checkpoint's memory lacks {memory}{needed}")
     heads, _, subkeys, half_key_dim = state[memory + "subkeys"].shape
     if memory + "query_norm.running_mean" in state:
         query_norm = "batch"
@@ -134,7 +137,7 @@ def check_same_memory(loaded, model):
         raise ValueError(f"the checkpoint's memory was made with {options}")
     tables = [key for key in model if key.endswith(".pkm.values.weight")]
     if len({model[key].data_ptr() for key in tables}) < len(tables) and not all(
-        torch.equal(loaded[key], loaded[tables[0]]) for key in tables
+        key in loaded and torch.equal(loaded[key], loaded[tables[0]]) for key in tables
     ):
         raise ValueError(
             "the checkpoint's memories have values of their own: remove --pkm-share-values"
@@ -143,11 +146,11 @@ def check_same_memory(loaded, model):
 
 def _complete(state, model):
     """Adds to ``state`` what a checkpoint may lack, and says what was made fresh."""
-    fresh = []
-    if not memory_options(state):
-        memory = {key: model[key] for key in model if _is_memory(key)}
-        state.update(memory)
-        fresh += [f"the memory of layers {_layers(memory)}"] if memory else []
+    if memory_options(state):
+        return []
+    memory = {key: model[key] for key in model if _is_memory(key)}
+    state.update(memory)
+    fresh = [f"the memory of layers {_layers(memory)}"] if memory else []
     grown = [key for key in state if key in model and _lacks_last_entry(key, state, model)]
     for key in grown:
         state[key] = torch.cat([state[key], model[key][-1:].to(state[key].dtype)])
@@ -221,4 +224,6 @@ def _layers(keys):
 
 
 def _count_layers(state):
-    return len({match["layer"] for match in map(LAYER_KEY.match, state) if match})
+    # A fresh memory says nothing of the checkpoint's layers.
+    keys = (key for key in state if not _is_memory(key))
+    return len({match["layer"] for match in map(LAYER_KEY.match, keys) if match})

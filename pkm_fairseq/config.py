@@ -14,6 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 PKM_MODES = ChoiceEnum(["residual", "replace"])
 QUERY_NORMS = ChoiceEnum(["batch", "layer", "none"])
 VALUE_INITS = ChoiceEnum(["normal", "zero"])
+# Options of the plugin that belong to its tasks.
+TASK_OPTIONS = {"pkm_init_from"}
 
 
 @dataclass
@@ -87,9 +89,9 @@ class PKMConfig(FairseqDataclass):
             for name in values
             if name.startswith("pkm_") and values[name] is not None
         }
-        # fairseq-train has refused unknown options, and hands the model those of tasks and
-        # optimizers too ("arch" tells); Hydra hands over whatever stands under "model:".
-        unknown = [] if "arch" in values else sorted(given.keys() - known)
+        # fairseq-train hands the model the options of all rooms ("arch" tells).
+        elsewhere = TASK_OPTIONS if "arch" in values else set()
+        unknown = sorted(given.keys() - known - elsewhere)
         if unknown:
             raise ValueError(
                 f"unknown model option {', '.join(unknown)}: known are {', '.join(sorted(known))}"

@@ -1,5 +1,8 @@
 """The official metrics of GLUE's tasks, over whole sets; pure functions.
 
+They return Python's own numbers: fairseq puts its best score into checkpoints, and torch's safe
+loading refuses numpy's.
+
 All are in percent, as GLUE's leaderboard and the RoBERTa paper give them (Wang et al. 2019, arXiv
 1804.07461, section 3).
 """
@@ -22,12 +25,14 @@ def classification_scores(predictions, targets, positive=None):
         A dict with ``mcc`` (Matthews correlation), and with a positive class ``f1`` and
         ``acc_and_f1``, the mean of accuracy and F1.
     """
-    scores = {"mcc": 100 * matthews_corrcoef(targets, predictions)}
+    scores = {"mcc": 100 * float(matthews_corrcoef(targets, predictions))}
     if positive is not None:
         is_positive = [target == positive for target in targets]
         called_positive = [prediction == positive for prediction in predictions]
-        scores["f1"] = 100 * f1_score(is_positive, called_positive, zero_division=0)
-        scores["acc_and_f1"] = (100 * accuracy_score(targets, predictions) + scores["f1"]) / 2
+        scores["f1"] = 100 * float(f1_score(is_positive, called_positive, zero_division=0))
+        scores["acc_and_f1"] = (
+            100 * float(accuracy_score(targets, predictions)) + scores["f1"]
+        ) / 2
     return scores
 
 

@@ -23,13 +23,13 @@ train() {
     local name=$1 dir=$runs/$1
     shift
     echo "== Training $name: $updates updates, log in $dir/train.log"
-    [ -e "$dir/done" ] && { echo "   done already"; return; }
+    [ "$(cat "$dir/done" 2> /dev/null)" = "$updates" ] && { echo "   done already"; return; }
     mkdir -p "$dir"
     "$@" 2>&1 | tee -a "$dir/train.log" | progress || {
         tail -n 20 "$dir/train.log"
         exit 1
     }
-    touch "$dir/done"
+    echo "$updates" > "$dir/done"
 }
 
 # Of fairseq's log, keeps update and loss of training, and loss and score of each validation.
@@ -52,6 +52,7 @@ pretrain() {
         --optimizer adam --adam-betas '(0.9,0.98)' --adam-eps 1e-6 --weight-decay 0.01 \
         --clip-norm 1.0 --lr 0.002 --lr-scheduler polynomial_decay --warmup-updates 30 \
         --total-num-update "$updates" --max-update "$updates" --batch-size 32 --seed 1 --cpu \
+        --required-batch-size-multiple 1 \
         --save-dir "$dir" --save-interval-updates 50 --keep-interval-updates 1 \
         --no-epoch-checkpoints --tensorboard-logdir "$dir/tensorboard" \
         --log-format simple --log-interval 25 "$@"
@@ -100,8 +101,8 @@ paste "$runs/submission/CoLA.tsv" "$runs/glue/CoLA/test.tsv" |
     awk -F '\t' 'NR > 1 && NR < 8 { print "   " $2 "  " substr($4, 1, 80) }'
 
 echo "== Results"
-dense=$(validate dense)
-memory=$(validate memory)
+dense=$(validate dense) || { tail -n 5 "$runs/dense/validate.log"; exit 1; }
+memory=$(validate memory) || { tail -n 5 "$runs/memory/validate.log"; exit 1; }
 mcc=$(progress < "$runs/cola/train.log" | sed -nE 's/.*correlation //p' | sort -g | tail -n 1)
 cat <<END
    validation perplexity of the model without memory           $dense

@@ -38,6 +38,10 @@ def test_a_misspelt_key_of_a_yaml_is_refused_with_the_known_ones():
 
 def test_options_of_other_rooms_on_the_flat_command_line_are_left_alone():
     assert rebuild(arch="pkm_roberta", pkm_init_from="dense.pt") == PKMConfig()
+    with pytest.raises(ValueError, match="unknown model option pkm_init_from"):
+        rebuild(pkm_layers=[0], pkm_init_from="dense.pt")
+    with pytest.raises(ValueError, match="unknown model option pkm_top_k"):
+        rebuild(arch="pkm_roberta", pkm_layers=[0], pkm_top_k=3)
 
 
 @pytest.mark.parametrize(

@@ -40,3 +40,10 @@ def test_where_there_is_no_correlation_it_is_zero(x, y):
 
 def test_predicting_one_class_only_has_no_matthews_correlation():
     assert classification_scores([1, 1, 1], [1, 0, 1])["mcc"] == 0
+
+
+@pytest.mark.parametrize("function", ["matthews_corrcoef", "f1_score", "accuracy_score"])
+def test_scores_are_plain_numbers_whatever_the_library_returns(function, monkeypatch):
+    monkeypatch.setattr(f"pkm_fairseq.scores.{function}", lambda *args, **kwargs: np.float64(1))
+    scores = classification_scores([1, 0], [1, 0], positive=1)
+    assert {type(score) for score in scores.values()} == {float}

@@ -6,6 +6,7 @@ from pathlib import Path
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu, load_model_ensemble_and_task
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.models.roberta import RobertaHubInterface, RobertaModel
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf, open_dict
 
 from pkm_fairseq.config import PKMConfig
@@ -20,7 +21,7 @@ BPE_FILES = {
 def load_interface(folder, checkpoint_file, data, bpe, overrides):
     """Does what ``PKMRobertaModel.from_pretrained`` says."""
     folder = Path(folder)
-    data = folder / data if data.startswith(".") else Path(data)
+    data = folder / data if str(data).startswith(".") else Path(data)
     path = folder / checkpoint_file
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
@@ -34,6 +35,7 @@ def load_interface(folder, checkpoint_file, data, bpe, overrides):
     }
     state = load_checkpoint_to_cpu(str(path), overrides)
     _make_ours(state.get("args") or state["cfg"].model, memory)
+    _drop_unknown_task_options(state.get("cfg"))
     (model,), cfg, task = load_model_ensemble_and_task([str(path)], state=state)
     return RobertaHubInterface(cfg, task, model)
 
@@ -54,6 +56,9 @@ def find_bpe(bpe, given, folders):
     """
     if bpe is not None and bpe not in BPE_FILES:
         raise ValueError(f"bpe={bpe} is not {' or '.join(BPE_FILES)}")
+    for option in (option for files in BPE_FILES.values() for option in files):
+        if option in given and not Path(given[option]).exists():
+            raise ValueError(f"{option}={given[option]} does not exist")
     # What is named comes before what merely lies there.
     by_mention = sorted(BPE_FILES, key=lambda name: not any(o in given for o in BPE_FILES[name]))
     for name in [bpe] if bpe else by_mention:
@@ -81,3 +86,12 @@ def _make_ours(args, memory):
             args._name = args.arch = "pkm_roberta"
         for name, value in memory.items():
             setattr(args, name, value)
+
+
+def _drop_unknown_task_options(cfg):
+    """Leaves out options of the task that a newer fairseq has saved and this one does not know."""
+    dataclass = TASK_DATACLASS_REGISTRY.get(cfg.task._name) if cfg and cfg.task else None
+    if dataclass is not None:
+        with open_dict(cfg):
+            for name in set(cfg.task) - set(dataclass.__dataclass_fields__):
+                del cfg.task[name]

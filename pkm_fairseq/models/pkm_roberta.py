@@ -76,9 +76,15 @@ class PKMRobertaModel(RobertaModel):
         Raises:
             ValueError: if it cannot fit, naming the shapes and the options to change.
         """
+        encoder = self.encoder.sentence_encoder
+        had_last_norm = encoder.layer_norm is not None
         super().upgrade_state_dict_named(state_dict, name)
-        prefix = f"{name}." if name else ""
-        fitted, notes = fit_checkpoint(state_dict, self.state_dict(prefix=prefix))
+        if had_last_norm and encoder.layer_norm is None:
+            # So fairseq reads checkpoints without a version, as the published ones are.
+            raise ValueError(
+                "the checkpoint was trained otherwise: remove --encoder-normalize-before"
+            )
+        fitted, notes = fit_checkpoint(state_dict, self.state_dict())
         for note in notes:
             logger.info(note)
         state_dict.clear()
@@ -97,10 +103,13 @@ class PKMRobertaModel(RobertaModel):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
             trained = vars(trained) if isinstance(trained, Namespace) else trained
+            state = checkpoint["model"]
+        except KeyError as error:
+            raise ValueError(f"--pkm-init-from {path} is no checkpoint of fairseq") from error
         except Exception as error:  # whatever a file that is no checkpoint makes torch raise
-            reason = str(error).splitlines()[0]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"--pkm-init-from {path} cannot be read: {reason}") from error
-        if memory_options(checkpoint["model"]):
+        if memory_options(state):
             raise ValueError(
                 f"--pkm-init-from {path} has a memory already: go on from it with --restore-file "
                 "or --finetune-from-model"
@@ -111,7 +120,7 @@ class PKMRobertaModel(RobertaModel):
                 flag = "--" + option.replace("_", "-")
                 raise ValueError(f"--pkm-init-from {path} has {flag} {theirs} (not {ours})")
         logger.info("starting from %s", path)
-        self.load_state_dict(checkpoint["model"])
+        self.load_state_dict(state)
 
     @classmethod
     def hub_models(cls):

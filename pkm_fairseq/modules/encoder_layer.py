@@ -29,7 +29,7 @@ class PKMTransformerEncoderLayer(TransformerEncoderLayerBase):
             self._parameters.pop(name, None)
         self.pkm = memory
         self.replace = replace
-        self._memory_input = None
+        self._memory_input = self._padding_mask = None
         if memory is None:
             return
         if replace:
@@ -45,12 +45,14 @@ class PKMTransformerEncoderLayer(TransformerEncoderLayerBase):
         """Does what fairseq's layer does; shapes as there: ``x`` is (seq_len, batch, embed_dim)."""
         # (batch, seq_len) -> (seq_len, batch)
         self._padding_mask = None if encoder_padding_mask is None else encoder_padding_mask.t()
-        return super().forward(x, encoder_padding_mask, attn_mask)
+        try:
+            return super().forward(x, encoder_padding_mask, attn_mask)
+        finally:
+            self._memory_input = self._padding_mask = None
 
     def _keep_memory_input(self, fc1, inputs):
         (self._memory_input,) = inputs
 
     def _add_memory(self, fc2, inputs, output):
         read = self.pkm(self._memory_input, self._padding_mask)
-        self._memory_input = self._padding_mask = None
         return read if self.replace else output + read

@@ -14,8 +14,8 @@ class InitFromConfig(FairseqDataclass):
     pkm_init_from: Optional[str] = field(
         default=None,
         metadata={
-            "help": "checkpoint of a RoBERTa without memory to start from; "
-            "a run that is resumed goes on from its own checkpoint"
+            "help": "checkpoint of a RoBERTa without memory to start from; a run that is resumed "
+            "goes on from its own checkpoint, but this one must still be there"
         },
     )
 

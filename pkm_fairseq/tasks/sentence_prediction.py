@@ -74,7 +74,7 @@ class PKMSentencePredictionTask(InitFromTask, SentencePredictionTask):
         """Logs what the criterion logs and, in validation, the scores."""
         super().reduce_metrics(logging_outputs, criterion)
         # Once a set: what a batch logs fairseq computes at once, and again at the set's end.
-        if not criterion.training and not self._logged:
+        if self._recorded and not criterion.training and not self._logged:
             self._logged = True
             for name in self.scores():
                 metrics.log_derived(name, lambda meters, name=name: self.scores()[name])

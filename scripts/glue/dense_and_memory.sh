@@ -27,7 +27,7 @@ once() {
     [ -e "$dest/$name/done" ] && return
     echo "== $name"
     mkdir -p "$dest/$name"
-    "$@" > "$dest/$name/log" 2>&1 || { tail -n 5 "$dest/$name/log"; exit 1; }
+    "$@" >> "$dest/$name/log" 2>&1 || { tail -n 5 "$dest/$name/log"; exit 1; }
     touch "$dest/$name/done"
 }
 
@@ -74,7 +74,7 @@ finetune() {
 
 # best MODEL TASK SEED METRIC: the best score on the validation set.
 best() {
-    grep -hoE "\"valid_$4\": \"[0-9.-]+\"" "$dest/$1.$2.$3/log" | grep -oE '[0-9.-]+' | sort -g |
+    grep -hoE "\"valid_$4\": \"[0-9.e+-]+\"" "$dest/$1.$2.$3/log" | cut -d '"' -f 4 | sort -g |
         tail -n 1
 }
 

@@ -81,6 +81,8 @@ def parse_args():
             "give one encoder: either --sentencepiece-model, "
             "or both --gpt2-encoder-json and --gpt2-vocab-bpe"
         )
+    if args.dict and not (args.sentencepiece_model or any(gpt2)):
+        parser.error("--dict goes with the encoder it was made with: give that too")
     return args
 
 
@@ -187,6 +189,9 @@ def binarize(encoded, dictionary, dest, workers):
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         sys.exit(f"{done.stdout}\nfairseq-preprocess failed")
+    for line in done.stdout.splitlines():
+        if "replaced" in line:
+            print(line.split(" | ")[-1])
 
 
 if __name__ == "__main__":

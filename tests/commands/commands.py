@@ -126,6 +126,7 @@ def pretraining(data, save_dir, *, updates, **options):
         "save-dir": save_dir,
         "no-epoch-checkpoints": None,
         "num-workers": 0,
+        "required-batch-size-multiple": 1,
         # fairseq 0.12.2 draws masks from numpy's global state: a thread that reads ahead, as this
         # buffer does, would disturb them.
         "data-buffer-size": 0,

@@ -98,20 +98,37 @@ def test_a_run_started_from_a_dense_model_resumes_with_its_own_memory(dense, dat
     assert all(torch.equal(before[name], whole[name]) for name in before)
 
 
-def test_fairseq_validate_gives_a_dense_checkpoint_a_memory(dense, data):
-    folder, loss = dense
+@pytest.fixture(scope="module")
+def dense_by_hydra(data, tmp_path_factory):
+    """A dense model that fairseq-hydra-train made: its folder, and its validation loss."""
+    folder = tmp_path_factory.mktemp("dense_by_hydra")
+    sizes = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64}
+    output = run(
+        *("fairseq-hydra-train", "--config-dir", "user_dir_examples/pretraining"),
+        *("--config-name", "tiny", f"task.data={data}", f"checkpoint.save_dir={folder}"),
+        *("common.log_format=json", "dataset.num_workers=0", "dataset.data_buffer_size=0"),
+        *("optimization.max_update=2", "model._name=roberta"),
+        *(f"model.{name}={size}" for name, size in sizes.items()),
+    )
+    return folder, logged(output, "valid_loss", "valid")[-1]
+
+
+@pytest.mark.parametrize("trained_by", ["dense", "dense_by_hydra"])
+def test_fairseq_validate_gives_a_dense_checkpoint_a_memory(trained_by, data, request):
+    folder, loss = request.getfixturevalue(trained_by)
     memory = {name.replace("-", "_"): value for name, value in MEMORY.items()}
+    model = {"_name": "pkm_roberta", **memory, "pkm_layers": [1]}
     overrides = {
-        "_name": "pkm_roberta",
+        **model,
         "task": {"_name": "masked_lm"},
         "criterion": {"_name": "masked_lm"},
-        **memory,
-        "pkm_layers": [1],
+        "model": model,
     }
     output = run(
         *("fairseq-validate", data, "--user-dir", "pkm_fairseq", "--task", "masked_lm", "--cpu"),
         *("--path", folder / "checkpoint_last.pt", "--batch-size", 8, "--num-workers", 0),
         *("--skip-invalid-size-inputs-valid-test", "--log-format", "json"),
+        *("--required-batch-size-multiple", 1, "--data-buffer-size", 0),
         *("--model-overrides", overrides),
     )
     assert "made fresh: the memory of layers 1" in output

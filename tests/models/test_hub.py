@@ -30,5 +30,10 @@ def test_files_are_looked_for_in_every_folder(folder, tmp_path):
 
 def test_a_named_file_that_is_not_there_is_not_replaced_by_another(folder):
     given = {"sentencepiece_model": str(folder / "none.model")}
-    with pytest.raises(ValueError, match="found no files .*give sentencepiece_model="):
-        find_bpe("sentencepiece", given, [folder])
+    with pytest.raises(ValueError, match="sentencepiece_model=.*none.model does not exist"):
+        find_bpe(None, given, [folder])
+
+
+def test_without_files_it_says_what_to_give(tmp_path):
+    with pytest.raises(ValueError, match="give sentencepiece_model= or gpt2_encoder_json="):
+        find_bpe(None, {}, [tmp_path])
