@@ -16,11 +16,13 @@ from contextlib import ExitStack
 from multiprocessing import Pool
 from pathlib import Path
 
-import sentencepiece
 import torch
 from fairseq.data import Dictionary, indexed_dataset
-from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from glue_tasks import HIGHEST_SCORE, TASKS, is_test, read_split
+
+# Scripts are run by their path, which puts only their own folder on Python's.
+sys.path.insert(1, str(Path(__file__).parents[1]))
+from encoders import add_encoder_options, existing_file, make_encoder, names_encoder  # noqa: E402
 
 SENTENCES_AT_ONCE = 2000
 SECONDS_BETWEEN_LINES = 5
@@ -87,18 +89,7 @@ def parse_args():
         metavar="FILE",
         help="the pretraining's dict.txt",
     )
-    parser.add_argument(
-        "--sentencepiece-model",
-        type=existing_file,
-        metavar="FILE",
-        help="the pretraining's sentencepiece model",
-    )
-    parser.add_argument(
-        "--gpt2-encoder-json", type=existing_file, metavar="FILE", help="or GPT-2's encoder.json"
-    )
-    parser.add_argument(
-        "--gpt2-vocab-bpe", type=existing_file, metavar="FILE", help="and GPT-2's vocab.bpe"
-    )
+    add_encoder_options(parser)
     parser.add_argument(
         "--skip-bad-rows",
         action="store_true",
@@ -106,20 +97,12 @@ def parse_args():
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
-    gpt2 = (args.gpt2_encoder_json, args.gpt2_vocab_bpe)
-    if args.sentencepiece_model and any(gpt2) or not (args.sentencepiece_model or all(gpt2)):
+    if not names_encoder(args, parser):
         parser.error(
             "give the pretraining's encoder: either --sentencepiece-model, "
-            "or --gpt2-encoder-json and --gpt2-vocab-bpe"
+            "or both --gpt2-encoder-json and --gpt2-vocab-bpe"
         )
     return args
-
-
-def existing_file(text):
-    path = Path(text)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} is not a file")
-    return path
 
 
 def choose_tasks(wanted, glue):
@@ -189,15 +172,7 @@ class Encoder:
 
     def __init__(self, args):
         self.dictionary = Dictionary.load(str(args.dict))
-        if args.sentencepiece_model:
-            model = sentencepiece.SentencePieceProcessor(model_file=str(args.sentencepiece_model))
-            self.pieces = lambda sentence: " ".join(model.encode(sentence, out_type=str))
-        else:
-            paths = GPT2BPEConfig(
-                gpt2_encoder_json=str(args.gpt2_encoder_json),
-                gpt2_vocab_bpe=str(args.gpt2_vocab_bpe),
-            )
-            self.pieces = GPT2BPE(paths).encode
+        self.pieces = make_encoder(args)
 
     def encode(self, sentence):
         """Returns the numbers of a sentence's pieces, the end of sentence last."""

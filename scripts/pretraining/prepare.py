@@ -20,7 +20,10 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import sentencepiece
-from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
+
+# Scripts are run by their path, which puts only their own folder on Python's.
+sys.path.insert(1, str(Path(__file__).parents[1]))
+from encoders import add_encoder_options, existing_file, make_encoder, names_encoder  # noqa: E402
 
 LINES_AT_ONCE = 20_000
 
@@ -36,7 +39,7 @@ def main():
 
     encoded = {}
     with ExitStack() as stack:
-        to_pieces = make_encoder(args, partial, stack)
+        to_pieces = start_encoder(args, partial, stack)
         for split in ("train", "valid"):
             encoded[split] = partial / f"{split}.encoded"
             encode(getattr(args, split), to_pieces, encoded[split])
@@ -55,18 +58,7 @@ def parse_args():
     parser.add_argument(
         "--vocab-size", type=int, default=32000, help="pieces of a newly trained model"
     )
-    parser.add_argument(
-        "--sentencepiece-model",
-        type=existing_file,
-        metavar="FILE",
-        help="encode with this model instead of training one",
-    )
-    parser.add_argument(
-        "--gpt2-encoder-json", type=existing_file, metavar="FILE", help="or GPT-2's encoder.json"
-    )
-    parser.add_argument(
-        "--gpt2-vocab-bpe", type=existing_file, metavar="FILE", help="and GPT-2's vocab.bpe"
-    )
+    add_encoder_options(parser)
     parser.add_argument(
         "--dict",
         type=existing_file,
@@ -75,22 +67,10 @@ def parse_args():
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads and processes")
     args = parser.parse_args()
-    gpt2 = (args.gpt2_encoder_json, args.gpt2_vocab_bpe)
-    if any(gpt2) and (args.sentencepiece_model or not all(gpt2)):
-        parser.error(
-            "give one encoder: either --sentencepiece-model, "
-            "or both --gpt2-encoder-json and --gpt2-vocab-bpe"
-        )
-    if args.dict and not (args.sentencepiece_model or any(gpt2)):
+    named = names_encoder(args, parser)
+    if args.dict and not named:
         parser.error("--dict goes with the encoder it was made with: give that too")
     return args
-
-
-def existing_file(text):
-    path = Path(text)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} is not a file")
-    return path
 
 
 def open_text(path):
@@ -98,44 +78,25 @@ def open_text(path):
     return opened(path, "rt", encoding="utf-8")
 
 
-def make_encoder(args, dest, stack):
-    """Makes the function that turns a list of lines into their space-separated pieces.
+def start_encoder(args, dest, stack):
+    """Makes the function that turns a list of lines into their pieces.
 
     The encoder's files go into ``dest``, where whoever uses the model will look for them.
     """
-    if args.gpt2_encoder_json:
-        shutil.copy(args.gpt2_encoder_json, dest / "encoder.json")
-        shutil.copy(args.gpt2_vocab_bpe, dest / "vocab.bpe")
-        # Python code, and slow: each process gets an encoder of its own.
-        pool = stack.enter_context(Pool(args.workers, start_gpt2, (dest,)))
-        return lambda lines: pool.map(encode_gpt2, lines, chunksize=500)
-    model = dest / "sentencepiece.bpe.model"
-    if args.sentencepiece_model:
-        shutil.copy(args.sentencepiece_model, model)
-    else:
-        train_sentencepiece(args.train, args.vocab_size, model)
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    return lambda lines: [
-        " ".join(pieces)
-        for pieces in processor.encode(lines, out_type=str, num_threads=args.workers)
-    ]
-
-
-_gpt2 = None
-
-
-def start_gpt2(folder):
-    """Keeps the encoder of this process where ``encode_gpt2`` finds it."""
-    global _gpt2
+    if not args.sentencepiece_model and not args.gpt2_encoder_json:
+        args.sentencepiece_model = dest / "sentencepiece.bpe.model"
+        train_sentencepiece(args.train, args.vocab_size, args.sentencepiece_model)
     files = {
-        "gpt2_encoder_json": str(folder / "encoder.json"),
-        "gpt2_vocab_bpe": str(folder / "vocab.bpe"),
+        "sentencepiece.bpe.model": args.sentencepiece_model,
+        "encoder.json": args.gpt2_encoder_json,
+        "vocab.bpe": args.gpt2_vocab_bpe,
     }
-    _gpt2 = GPT2BPE(GPT2BPEConfig(**files))
-
-
-def encode_gpt2(line):
-    return _gpt2.encode(line.strip())
+    for name, path in files.items():
+        if path and path != dest / name:
+            shutil.copy(path, dest / name)
+    # Each process makes its own encoder: they cannot be handed over.
+    pool = stack.enter_context(Pool(args.workers, start_worker, (args,)))
+    return lambda lines: pool.map(encode_line, lines, chunksize=500)
 
 
 def train_sentencepiece(text, vocab_size, model):
@@ -157,6 +118,19 @@ def train_sentencepiece(text, vocab_size, model):
             )
         except RuntimeError as error:
             sys.exit(f"--vocab-size {vocab_size} does not suit {text}: {error}")
+
+
+_encode = None
+
+
+def start_worker(args):
+    """Keeps the encoder of this process where ``encode_line`` finds it."""
+    global _encode
+    _encode = make_encoder(args)
+
+
+def encode_line(line):
+    return _encode(line.strip())
 
 
 def encode(text, to_pieces, encoded):
