@@ -58,19 +58,19 @@ def fit_checkpoint(loaded, model):
     """
     if not any(key.endswith("sentence_encoder.embed_tokens.weight") for key in loaded):
         raise ValueError("the checkpoint is no RoBERTa: it lacks sentence_encoder.embed_tokens")
+    copies = {key for key in loaded if _is_copy(key, model)}
+    replaced = {key for key in loaded.keys() - copies if _is_replaced(key, model)}
+    state = {key: loaded[key] for key in loaded if key not in copies | replaced}
     if memory_options(loaded):
         check_same_memory(loaded, model)
-    state = {key: tensor for key, tensor in loaded.items() if not _is_copy(key, model)}
-    fresh = _complete(state, model)
-    replaced = {
-        key for key in state if key not in model and _has_memory(key, model) and ".fc" in key
-    }
-    state = {key: tensor for key, tensor in state.items() if key not in replaced}
+        fresh = []
+    else:
+        fresh = _complete(state, model)
     _check_same_names(state, model)
     _check_same_shapes(state, model)
 
     dropped = []
-    if len(state.keys() & loaded.keys()) < len(loaded) - len(replaced):
+    if copies:
         dropped.append("the copies that fairseq 0.12.2 keeps of each layer")
     if replaced:
         dropped.append(f"the feed-forward networks of layers {_layers(replaced)}")
@@ -145,9 +145,7 @@ def check_same_memory(loaded, model):
 
 
 def _complete(state, model):
-    """Adds to ``state`` what a checkpoint may lack, and says what was made fresh."""
-    if memory_options(state):
-        return []
+    """Adds to ``state`` what a checkpoint without memory lacks, and says what was made fresh."""
     memory = {key: model[key] for key in model if _is_memory(key)}
     state.update(memory)
     fresh = [f"the memory of layers {_layers(memory)}"] if memory else []
@@ -213,9 +211,12 @@ def _is_copy(key, model):
     return match and match["rest"] in BETTER_TRANSFORMER_COPIES and key not in model
 
 
-def _has_memory(key, model):
+def _is_replaced(key, model):
+    """Tells whether a tensor is of a feed-forward network in whose place ``model`` has memory."""
     match = LAYER_KEY.match(key)
-    return match and f"{match['layers']}{match['layer']}.pkm.subkeys" in model
+    if not match or not match["rest"].startswith("fc") or key in model:
+        return False
+    return f"{match['layers']}{match['layer']}.pkm.subkeys" in model
 
 
 def _layers(keys):

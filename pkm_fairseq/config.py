@@ -99,7 +99,7 @@ class PKMConfig(FairseqDataclass):
         given = {name: value for name, value in given.items() if name in known}
         if given and "pkm_layers" not in given:
             raise ValueError(
-                f"{_flag(min(given))} has no effect without a memory: "
+                f"{flag(min(given))} has no effect without a memory: "
                 "add --pkm-layers (empty for a model without memory)"
             )
         typed = OmegaConf.structured(cls)
@@ -108,7 +108,7 @@ class PKMConfig(FairseqDataclass):
                 typed = OmegaConf.merge(typed, {name: value})
             except OmegaConfBaseException as error:
                 reason = str(error).splitlines()[0]
-                raise ValueError(f"{_flag(name)} cannot be {value!r}: {reason}") from None
+                raise ValueError(f"{flag(name)} cannot be {value!r}: {reason}") from None
         plain = OmegaConf.to_container(typed, enum_to_str=True)
         return cls(**{name: plain[name] for name in known})
 
@@ -155,7 +155,7 @@ def check_memory(*, subkeys, heads, topk, key_dim, value_dim, query_dropout, val
         sizes["value_dim"] = value_dim
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1: raise {_flag('pkm_' + name)}")
+            raise ValueError(f"{name}={size} must be at least 1: raise {flag('pkm_' + name)}")
     if topk > subkeys:
         raise ValueError(
             f"topk={topk} exceeds subkeys={subkeys}: lower --pkm-topk or raise --pkm-subkeys"
@@ -166,10 +166,10 @@ def check_memory(*, subkeys, heads, topk, key_dim, value_dim, query_dropout, val
         )
     for name, p in {"query_dropout": query_dropout, "value_dropout": value_dropout}.items():
         if not 0 <= p < 1:
-            raise ValueError(f"{name}={p} is not in [0, 1): change {_flag('pkm_' + name)}")
+            raise ValueError(f"{name}={p} is not in [0, 1): change {flag('pkm_' + name)}")
 
 
-def _flag(name):
+def flag(name):
     """Turns ``pkm_key_dim`` into ``--pkm-key-dim``."""
     return "--" + name.replace("_", "-")
 

@@ -8,6 +8,8 @@ from fairseq.criterions.sentence_prediction import (
     SentencePredictionCriterion,
 )
 
+from pkm_fairseq.config import flag
+
 
 @dataclass
 class PKMSentencePredictionCriterionConfig(SentencePredictionConfig):
@@ -30,8 +32,9 @@ class PKMSentencePredictionCriterion(SentencePredictionCriterion):
             )
         for option in ("report_mcc", "report_acc_and_f1", "report_pearson_and_spearman"):
             if getattr(cfg, option, False):
-                flag = "--" + option.replace("_", "-")
-                raise ValueError(f"{flag}: pkm_sentence_prediction always reports it; remove it")
+                raise ValueError(
+                    f"{flag(option)}: pkm_sentence_prediction always reports it; remove it"
+                )
         super().__init__(cfg, task)
 
     def forward(self, model, sample, reduce=True):

@@ -17,7 +17,7 @@ from fairseq.utils import safe_getattr, safe_hasattr
 from omegaconf import OmegaConf
 
 from pkm_fairseq.checkpoint import fit_checkpoint, memory_options
-from pkm_fairseq.config import PKMConfig
+from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
 
 from .hub import load_interface
@@ -117,8 +117,7 @@ class PKMRobertaModel(RobertaModel):
         for option in ("encoder_attention_heads", "activation_fn"):
             theirs, ours = trained.get(option), safe_getattr(self.args, option)
             if theirs is not None and theirs != ours:
-                flag = "--" + option.replace("_", "-")
-                raise ValueError(f"--pkm-init-from {path} has {flag} {theirs} (not {ours})")
+                raise ValueError(f"--pkm-init-from {path} has {flag(option)} {theirs} (not {ours})")
         logger.info("starting from %s", path)
         self.load_state_dict(state)
 

@@ -65,7 +65,7 @@ def parse_args():
         metavar="FILE",
         help="the dict.txt of the model to go on from (default: made from the training text)",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads and processes")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
     named = names_encoder(args, parser)
     if args.dict and not named:
