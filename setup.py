@@ -7,18 +7,22 @@ setup(
     version="0.1.0",
     description="Large product-key memory for fairseq's RoBERTa (arXiv 2010.03881)",
     packages=find_packages(include=["pkm_fairseq", "pkm_fairseq.*"]),
+    package_data={"pkm_fairseq.report": ["*.html"]},
     python_requires=">=3.8",
     install_requires=[
         # The official release cannot be imported on Python 3.11 and later (fairseq issue #5012).
         'fairseq==0.12.2; python_version < "3.11"',
         'fairseq-fixed==0.12.3.1; python_version >= "3.11"',
         "hydra-core",
+        "jinja2",
+        "matplotlib",
         "numpy",
         "scikit-learn",
         "scipy",
         "sentencepiece",
         "tensorboard",
         "torch>=2.4",
+        "tqdm",
     ],
     extras_require={"test": ["pytest", "ruff"]},
 )

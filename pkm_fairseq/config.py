@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 PKM_MODES = ChoiceEnum(["residual", "replace"])
 QUERY_NORMS = ChoiceEnum(["batch", "layer", "none"])
 VALUE_INITS = ChoiceEnum(["normal", "zero"])
-# Options of the plugin that belong to its tasks.
-TASK_OPTIONS = {"pkm_init_from"}
+# Options of the plugin that are not the model's: of its tasks and criterions.
+OTHER_OPTIONS = {"pkm_init_from", "pkm_usage_per_head", "pkm_drift_tokens"}
 
 
 @dataclass
@@ -90,7 +90,7 @@ class PKMConfig(FairseqDataclass):
             if name.startswith("pkm_") and values[name] is not None
         }
         # fairseq-train hands the model the options of all rooms ("arch" tells).
-        elsewhere = TASK_OPTIONS if "arch" in values else set()
+        elsewhere = OTHER_OPTIONS if "arch" in values else set()
         unknown = sorted(given.keys() - known - elsewhere)
         if unknown:
             raise ValueError(

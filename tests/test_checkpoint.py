@@ -79,7 +79,7 @@ def test_saved_and_loaded_again_it_is_the_same_model():
     model = make_memory_model()
     model.load_state_dict(dense_state())
     again = make_memory_model()
-    again.memories()[0].values.weight.data.add_(1)
+    again.memories()[1].values.weight.data.add_(1)
     again.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()})
     for key, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], tensor), key

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from pkm_fairseq.config import TASK_OPTIONS, PKMConfig
+from pkm_fairseq.config import OTHER_OPTIONS, PKMConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -14,7 +14,7 @@ def defaults_in_readme():
 
 
 def test_every_option_is_in_the_table_and_nothing_else():
-    options = {name for name in vars(PKMConfig()) if name.startswith("pkm_")} | TASK_OPTIONS
+    options = {name for name in vars(PKMConfig()) if name.startswith("pkm_")} | OTHER_OPTIONS
     assert set(defaults_in_readme()) == {"--" + name.replace("_", "-") for name in options}
 
 

@@ -1,4 +1,4 @@
-"""fairseq's finetuning loss, whose validation batches are scored by the task."""
+"""fairseq's finetuning loss, with GLUE's metrics and the usage of memories logged."""
 
 from dataclasses import dataclass
 
@@ -10,32 +10,32 @@ from fairseq.criterions.sentence_prediction import (
 
 from pkm_fairseq.config import flag
 
+from .usage import UsageConfig, check_usage
+
 
 @dataclass
-class PKMSentencePredictionCriterionConfig(SentencePredictionConfig):
-    """fairseq's options."""
+class PKMSentencePredictionCriterionConfig(UsageConfig, SentencePredictionConfig):
+    """fairseq's options and those of usage."""
 
 
 @register_criterion("pkm_sentence_prediction", dataclass=PKMSentencePredictionCriterionConfig)
 class PKMSentencePredictionCriterion(SentencePredictionCriterion):
-    """fairseq's sentence_prediction criterion.
+    """fairseq's sentence_prediction criterion; its task scores and logs memory usage.
 
     Raises:
-        ValueError: if the task does not score, or fairseq's own scoring is asked for as well.
+        ValueError: if the task is not the one that does, fairseq's own scoring is asked for as
+            well, or an option cannot be.
     """
 
     def __init__(self, cfg, task):
-        if not hasattr(task, "record"):
-            raise ValueError(
-                "--criterion pkm_sentence_prediction needs --task pkm_sentence_prediction, "
-                "which computes the metrics"
-            )
+        check_usage(cfg, task, "pkm_sentence_prediction")
         for option in ("report_mcc", "report_acc_and_f1", "report_pearson_and_spearman"):
             if getattr(cfg, option, False):
                 raise ValueError(
                     f"{flag(option)}: pkm_sentence_prediction always reports it; remove it"
                 )
         super().__init__(cfg, task)
+        self.usage_config = cfg
 
     def forward(self, model, sample, reduce=True):
         """Does what fairseq's criterion does; the task records what is predicted in validation."""

@@ -1,6 +1,7 @@
 """RoBERTa with product-key memory, its flags and its architectures."""
 
 import logging
+import re
 from argparse import Namespace
 
 import torch
@@ -32,7 +33,7 @@ class PKMRobertaModel(RobertaModel):
     def __init__(self, args, encoder):
         super().__init__(args, encoder)
         # fairseq's constructor has just redrawn every nn.Linear, the memories' own included.
-        for memory in self.memories():
+        for memory in self.memories().values():
             memory.reset_parameters()
 
     @staticmethod
@@ -66,8 +67,8 @@ class PKMRobertaModel(RobertaModel):
             # As RobertaModel leaves it: fairseq's trainer asks for options that do not exist.
             OmegaConf.set_struct(args, True)
         model = cls(args, encoder)
-        for memory in model.memories():
-            logger.info("memory: %s, %s", memory.extra_repr(), memory.values)
+        for layer, memory in model.memories().items():
+            logger.info("memory of layer %d: %s, %s", layer, memory.extra_repr(), memory.values)
         return model
 
     def upgrade_state_dict_named(self, state_dict, name):
@@ -159,8 +160,12 @@ class PKMRobertaModel(RobertaModel):
         )
 
     def memories(self):
-        """Returns the model's memories, from the first layer that holds one to the last."""
-        return [module for module in self.modules() if isinstance(module, ProductKeyMemory)]
+        """Returns the model's memories by the layer that holds them, from the first to the last."""
+        return {
+            int(re.search(r"\blayers\.(\d+)\.", name)[1]): module
+            for name, module in self.named_modules()
+            if isinstance(module, ProductKeyMemory)
+        }
 
 
 class PKMRobertaEncoder(RobertaEncoder):

@@ -67,11 +67,11 @@ class ProductKeyMemory(nn.Module):
                 f"but this memory needs {(slots_total, value_dim)}"
             )
         self.heads = heads
-        self.topk = topk
         self.query = nn.Linear(input_dim, heads * key_dim)
         self.query_norm = build_query_norm(query_norm, heads, key_dim)
         self.query_dropout = nn.Dropout(query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
+        self.search = ProductKeySearch(topk)
         self.values = values or ValueTable(slots_total, value_dim, value_init)
         self.value_dropout = nn.Dropout(value_dropout)
         self.output = (
@@ -112,9 +112,7 @@ class ProductKeyMemory(nn.Module):
     def _read(self, tokens):
         """Reads the memory for ``tokens``, (T, D)."""
         query = self._query(tokens)  # (T, H, 2, Q)
-        scores, slots = self._search(query)  # (T, H, K) each
-        # A softmax over few, close scores: float32 or better under any dtype of the model.
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        slots, weights = self.search(query, self.subkeys)  # (T, H, K) each
         read = weighted_bag(self.values.weight, slots.flatten(1), weights.flatten(1))  # (T, V)
         return self.output(self.value_dropout(read))  # (T, D)
 
@@ -124,11 +122,35 @@ class ProductKeyMemory(nn.Module):
         query = self.query_dropout(self.query_norm(query))
         return query.unflatten(-1, (2, -1))  # (T, H, 2, Q)
 
-    def _search(self, query):
-        """Finds the best slots of each head."""
-        scores1, scores2 = torch.einsum("thcq,hcnq->cthn", query, self.subkeys)  # (T, H, N) each
-        return product_key_topk(scores1, scores2, self.topk)
-
     def extra_repr(self):
         heads, _, subkeys, half_key_dim = self.subkeys.shape
-        return f"subkeys={subkeys}, heads={heads}, topk={self.topk}, key_dim={2 * half_key_dim}"
+        topk = self.search.topk
+        return f"subkeys={subkeys}, heads={heads}, topk={topk}, key_dim={2 * half_key_dim}"
+
+
+class ProductKeySearch(nn.Module):
+    """Finds the slots that queries select; a module, so that forward hooks see what is read.
+
+    Args:
+        topk: slots each head selects.
+    """
+
+    def __init__(self, topk):
+        super().__init__()
+        self.topk = topk
+
+    def forward(self, query, subkeys):
+        """Searches for each head and token by itself.
+
+        Args:
+            query: (T, H, 2, Q).
+            subkeys: (H, 2, N, Q).
+
+        Returns:
+            The slots, best first, (T, H, K), int64, and their weights, which sum to one for each
+            head and token, (T, H, K), in float32 or better.
+        """
+        scores1, scores2 = torch.einsum("thcq,hcnq->cthn", query, subkeys)  # (T, H, N) each
+        scores, slots = product_key_topk(scores1, scores2, self.topk)
+        # A softmax over few, close scores: float32 or better under any dtype of the model.
+        return slots, scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -6,6 +6,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
 from .init_from import InitFromConfig, InitFromTask
+from .monitored import MonitoredTask
 
 
 @dataclass
@@ -14,5 +15,5 @@ class PKMMaskedLMConfig(InitFromConfig, MaskedLMConfig):
 
 
 @register_task("pkm_masked_lm", dataclass=PKMMaskedLMConfig)
-class PKMMaskedLMTask(InitFromTask, MaskedLMTask):
-    """fairseq's masked_lm task."""
+class PKMMaskedLMTask(InitFromTask, MonitoredTask, MaskedLMTask):
+    """fairseq's masked_lm task, with the figures of memory usage."""

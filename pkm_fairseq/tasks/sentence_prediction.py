@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch.distributed as dist
-from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
 from pkm_fairseq.scores import classification_scores, regression_scores
 
 from .init_from import InitFromConfig, InitFromTask
+from .monitored import MonitoredTask
 
 
 @dataclass
@@ -18,17 +18,15 @@ class PKMSentencePredictionConfig(InitFromConfig, SentencePredictionConfig):
 
 
 @register_task("pkm_sentence_prediction", dataclass=PKMSentencePredictionConfig)
-class PKMSentencePredictionTask(InitFromTask, SentencePredictionTask):
+class PKMSentencePredictionTask(InitFromTask, MonitoredTask, SentencePredictionTask):
     """fairseq's sentence_prediction task, with GLUE's metrics on every validation set.
 
-    The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``. The scores
-    are metrics that fairseq computes when it asks for them, at the end for the whole set, so they
-    can be the ``--best-checkpoint-metric``; they leave nothing in checkpoints.
+    The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``.
     """
 
     def __init__(self, cfg, data_dictionary, label_dictionary):
         super().__init__(cfg, data_dictionary, label_dictionary)
-        self._forget()
+        self._recorded = {}
 
     def get_batch_iterator(self, dataset, **options):
         """Does what fairseq's task does, which is where a validation set begins.
@@ -36,13 +34,9 @@ class PKMSentencePredictionTask(InitFromTask, SentencePredictionTask):
         Batches are not made multiples of ``--required-batch-size-multiple``: some builds of fairseq
         leave out the rows that fill no multiple, and the metrics are to be those of the whole set.
         """
-        self._forget()
+        self._recorded = {}
         options["required_batch_size_multiple"] = 1
         return super().get_batch_iterator(dataset, **options)
-
-    def _forget(self):
-        self._recorded = {}
-        self._logged = False
 
     def record(self, ids, predictions, targets):
         """Records a validation batch, on each worker those of all workers.
@@ -70,11 +64,5 @@ class PKMSentencePredictionTask(InitFromTask, SentencePredictionTask):
         positive = self.label_dictionary.index("1") - self.label_dictionary.nspecial
         return classification_scores(predictions, targets, positive if positive >= 0 else None)
 
-    def reduce_metrics(self, logging_outputs, criterion):
-        """Logs what the criterion logs and, in validation, the scores."""
-        super().reduce_metrics(logging_outputs, criterion)
-        # Once a set: what a batch logs fairseq computes at once, and again at the set's end.
-        if self._recorded and not criterion.training and not self._logged:
-            self._logged = True
-            for name in self.scores():
-                metrics.log_derived(name, lambda meters, name=name: self.scores()[name])
+    def figures(self):
+        return {**super().figures(), **(self.scores() if self._recorded else {})}

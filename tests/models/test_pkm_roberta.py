@@ -53,7 +53,7 @@ def test_memory_is_in_the_named_layers_and_the_ffn_where_it_should_be(layers, mo
         assert ("pkm" in names) == (index in layers)
         has_ffn = mode == "residual" or index not in layers
         assert ("fc1" in names) == ("fc2" in names) == has_ffn
-    assert len(model.memories()) == len(layers)
+    assert list(model.memories()) == layers
 
 
 @pytest.mark.parametrize("normalize_before", [False, True])
@@ -119,7 +119,7 @@ def test_padding_a_batch_changes_nothing_for_its_sentences():
 
 def test_the_memories_keep_their_own_initialisation():
     # fairseq redraws every nn.Linear with a standard deviation of 0.02.
-    memory = make_memory_model(encoder_embed_dim=64, pkm_key_dim=64).memories()[0]
+    memory = make_memory_model(encoder_embed_dim=64, pkm_key_dim=64).memories()[1]
     assert memory.query.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
 
 
@@ -154,7 +154,7 @@ def test_every_part_of_it_learns_under_robertas_own_flags(options, mode):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    for memory in model.memories():
+    for memory in model.memories().values():
         assert memory.values.weight.grad.any()
         assert memory.subkeys.grad.any()
         assert memory.query.weight.grad.any()
@@ -181,7 +181,7 @@ def test_a_copy_of_the_model_reads_its_own_memory():
     tokens = draw_tokens(2, 5)
     with torch.no_grad():
         before = model(tokens)[0]
-        duplicate.memories()[0].values.weight.zero_()
+        duplicate.memories()[1].values.weight.zero_()
         assert torch.equal(model(tokens)[0], before)
         assert not torch.equal(duplicate(tokens)[0], before)
 
@@ -202,13 +202,13 @@ def without_copies(dense):
 
 def test_memories_share_one_table_when_told_to_also_after_loading():
     model = make_memory_model(pkm_layers=[0, 2], pkm_share_values=True)
-    first, second = model.memories()
+    first, second = model.memories().values()
     assert first.values.weight is second.values.weight
     assert sum("values" in name for name, _ in model.named_parameters()) == 1
     other = make_memory_model(pkm_layers=[0, 2], pkm_share_values=True)
     other.memories()[0].values.weight.data.add_(1)
     model.load_state_dict(other.state_dict())
-    assert torch.equal(first.values.weight, other.memories()[1].values.weight)
+    assert torch.equal(first.values.weight, other.memories()[2].values.weight)
     apart = make_memory_model(pkm_layers=[0, 2])
     apart.memories()[0].values.weight.data.add_(1)
     with pytest.raises(ValueError, match="remove --pkm-share-values"):

@@ -51,7 +51,7 @@ def naive_read(memory, tokens):
                 for j in range(subkeys):
                     key = torch.cat((memory.subkeys[head, 0, i], memory.subkeys[head, 1, j]))
                     scores[i * subkeys + j] = query @ key
-            best = sorted(scores, key=scores.get, reverse=True)[: memory.topk]
+            best = sorted(scores, key=scores.get, reverse=True)[: memory.search.topk]
             weights = torch.stack([scores[slot] for slot in best]).softmax(0)
             output = output + sum(w * memory.values.weight[s] for w, s in zip(weights, best))
         outputs.append(memory.output(output))
@@ -180,7 +180,7 @@ def test_without_other_wishes_it_is_the_memory_of_the_paper():
     memory = ProductKeyMemory(16)
     assert memory.subkeys.shape == (4, 2, 512, 128)
     assert memory.values.weight.shape == (262_144, 16)
-    assert memory.topk == 32
+    assert memory.search.topk == 32
     assert type(memory.query_norm).__name__ == "QueryBatchNorm"
 
 

@@ -1,0 +1,238 @@
+"""Watches what the memories of a model read, in training and in validation.
+
+T tokens, H heads, K slots read per head, S slots, B sentences, L length of the longest.
+"""
+
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.distributed as dist
+
+from pkm_fairseq.usage import (
+    add_reads,
+    count_changes,
+    drift,
+    join_counts,
+    kl_from_uniform,
+    make_counts,
+    usage,
+    usage_figures,
+)
+
+
+@contextmanager
+def observe_reads(memories):
+    """Keeps what memories read inside the block.
+
+    Args:
+        memories: a dict from layer to ``ProductKeyMemory``.
+
+    Yields:
+        A dict from layer to a list of reads, one for each forward pass: slots, best first, and
+        weights, (T, H, K) each, tokens in the order in which the memory gets them.
+    """
+    reads = {layer: [] for layer in memories}
+
+    def keep(search, layer, read):
+        # Activation checkpointing runs a layer twice, first without gradients.
+        if torch.is_grad_enabled() or not search.training:
+            reads[layer].append(read)
+
+    with ExitStack() as hooks:
+        for layer, memory in memories.items():
+            hooks.enter_context(
+                memory.search.register_forward_hook(
+                    lambda search, inputs, read, layer=layer: keep(search, layer, read)
+                )
+            )
+        yield reads
+
+
+class UsageMonitor:
+    """Counts what memories read inside its ``watch`` blocks, and turns the counts into figures.
+
+    It counts over two spans: the window, the training updates since the last validation, and a
+    validation set. Outside the blocks the model runs as if there were no monitor. Batches are
+    counted on their device, and nothing is waited for, until figures are asked for. All workers
+    must ask for figures together; each gets those of all.
+
+    Args:
+        per_head: whether to give the figures of each head as well.
+        drift_tokens: on how many tokens of a validation set, its first, to measure drift; whole
+            examples are taken.
+    """
+
+    def __init__(self, per_head=False, drift_tokens=0):
+        self.per_head = per_head
+        self.drift_tokens = drift_tokens
+        self._tables = {}  # layer -> what names its table of values
+        self._window = {}  # layer -> counts, (3, H, S), or (3, 1, S) for all heads together
+        self._window_figures = {}
+        self._best_before = {}  # set -> what _best was when it was last validated
+        self.begin_set(None, [])
+
+    @contextmanager
+    def watch_training(self, model, counted=True):
+        """Counts what ``model`` reads inside the block into the window.
+
+        Args:
+            model: any model; one without a method ``memories`` has nothing to count.
+            counted: False where fairseq trains on a batch that only fills up an uneven shard.
+        """
+        memories = _memories_of(model)
+        with observe_reads(memories) as reads:
+            yield
+        self._count(self._window, memories, reads, counted)
+
+    def end_window(self):
+        """Computes the figures of the window, and begins the next."""
+        counts = _add_up_workers(self._window)
+        self._window.clear()
+        self._window_figures = {}
+        if any(of_layer.any() for of_layer in counts.values()):
+            self._window_figures = self._of_each_scope(counts, _window_figures)
+
+    def begin_set(self, name, dataset):
+        """Begins a validation set.
+
+        Args:
+            name: which set it is.
+            dataset: the set, whose ``num_tokens`` tells how long an example is.
+        """
+        self.name = name
+        self._drift_examples = 0  # those below this index
+        tokens = 0
+        while tokens < self.drift_tokens and self._drift_examples < len(dataset):
+            tokens += dataset.num_tokens(self._drift_examples)
+            self._drift_examples += 1
+        self._counts = {}  # as _window
+        self._seen = set()  # examples
+        self._best = {}  # (layer, example) -> best slots of its tokens, (tokens, H)
+        self._totals = None
+
+    @contextmanager
+    def watch_validation(self, model, sample, pad):
+        """Counts what ``model`` reads inside the block into the set that was begun.
+
+        A batch that repeats examples of the set, as fairseq fills up uneven shards, is not counted.
+
+        Args:
+            model: as in ``watch_training``.
+            sample: the batch, with its examples' indices, ``id``, and ``net_input.src_tokens``.
+            pad: index of the padding symbol.
+        """
+        memories = _memories_of(model)
+        with observe_reads(memories) as reads:
+            yield
+        examples = sample["id"].tolist()
+        counted = self._seen.isdisjoint(examples)
+        self._seen.update(examples)
+        self._totals = None
+        self._count(self._counts, memories, reads, counted)
+        if counted:
+            real = sample["net_input"]["src_tokens"].ne(pad).t()  # (L, B), as memories get tokens
+            self._keep_best(examples, real.cpu(), reads)
+
+    def _count(self, counts, memories, reads, counted):
+        for layer, memory in memories.items():
+            self._tables[layer] = id(memory.values)
+            if layer not in counts:
+                heads = memory.heads if self.per_head else 1
+                table = memory.values.weight
+                counts[layer] = make_counts(heads, len(table), table.device)
+            for slots, weights in reads[layer] if counted else ():
+                add_reads(counts[layer], slots, weights)
+
+    def _keep_best(self, examples, real, reads):
+        """Keeps the best slots of the examples that drift is measured on."""
+        kept = [i for i, example in enumerate(examples) if example < self._drift_examples]
+        if not kept:
+            return
+        for layer, of_layer in reads.items():
+            for slots, _ in of_layer:
+                best = slots[..., 0].int().cpu()  # (T, H)
+                grid = best.new_zeros(*real.shape, best.shape[1])  # (L, B, H)
+                grid[real] = best
+                for i in kept:
+                    self._best[layer, examples[i]] = grid[real[:, i], i]
+
+    def counts(self):
+        """Returns the counts of the set, by layer, (3, H, S) or (3, 1, S), on the CPU."""
+        return self._reduce()[0]
+
+    def figures(self):
+        """Returns all figures of the set and of the window before it, by name.
+
+        Those of one memory begin with its layer, ``l4_``, those of one head with ``l4_h0_``, those
+        of all memories together with neither.
+        """
+        counts, changes = self._reduce()
+        figures = self._of_each_scope(counts, usage_figures)
+        if changes:
+            figures["drift"] = drift(sum(changes.values()))
+            figures.update({f"l{layer}_drift": drift(changes[layer]) for layer in changes})
+        return {**figures, **self._window_figures}
+
+    def end_set(self):
+        """Makes the set's best slots those that its next validation is compared with."""
+        self._best_before[self.name] = self._best
+
+    def _reduce(self):
+        """Adds up the counts and the changes of all workers, once for each state of the set."""
+        if self._totals is None:
+            self._totals = (_add_up_workers(self._counts), _add_up_workers(self._changes()))
+        return self._totals
+
+    def _changes(self):
+        """Counts by layer the changes of best slots since the set was last validated, if it was."""
+        before = self._best_before.get(self.name)
+        if before is None or not self.drift_tokens:
+            return {}
+        changes = {
+            layer: torch.zeros(2, dtype=torch.int64, device=counts.device)
+            for layer, counts in self._counts.items()
+        }
+        for key in self._best.keys() & before.keys():
+            changes[key[0]] += count_changes(before[key], self._best[key]).to(changes[key[0]])
+        return changes
+
+    def _of_each_scope(self, counts, compute):
+        """Computes figures of all memories together, of each, and of each head if asked for."""
+        if not counts:
+            return {}
+        by_layer = {layer: of_layer.sum(1) for layer, of_layer in counts.items()}  # (3, S) each
+        tables = [self._tables[layer] for layer in by_layer]
+        scopes = {"": join_counts(list(by_layer.values()), tables)}
+        for layer, of_layer in by_layer.items():
+            scopes[f"l{layer}_"] = of_layer
+            if self.per_head:
+                for head, of_head in enumerate(counts[layer].unbind(1)):
+                    scopes[f"l{layer}_h{head}_"] = of_head
+        return {
+            scope + name: figure
+            for scope, of_scope in scopes.items()
+            for name, figure in compute(of_scope).items()
+        }
+
+
+def _window_figures(counts):
+    """The share of slots never the best, and never selected; and how uneven the weights were."""
+    top1, selected, weight = counts
+    return {
+        "stale_top1": 1 - usage(top1),
+        "stale_topk": 1 - usage(selected),
+        "train_kl": kl_from_uniform(weight),
+    }
+
+
+def _memories_of(model):
+    return model.memories() if hasattr(model, "memories") else {}
+
+
+def _add_up_workers(tensors):
+    """Returns the sums over all workers of a dict of tensors, on the CPU."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+        for tensor in tensors.values():
+            dist.all_reduce(tensor)
+    return {key: tensor.cpu() for key, tensor in tensors.items()}

@@ -1,0 +1,113 @@
+"""Pictures of how a memory is used.
+
+H heads (1 where all are counted together), N sub-keys per half, S slots.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from pkm_fairseq.usage import WEIGHT_SHARES, slots_carrying
+
+
+def draw_memory(counts):
+    """Draws where a memory is used, and how evenly.
+
+    Args:
+        counts: of one memory, (3, H, S), as ``pkm_fairseq.usage`` counts.
+
+    Returns:
+        A matplotlib Figure with a row for each head: the grid of slots, sub-keys of the first half
+        down and of the second across, coloured by how often each was the best and how often it was
+        selected, so that a sub-key nobody selects is a blank row or column; and the sorted usage
+        curve.
+    """
+    heads, slots_total = counts.shape[1:]
+    figure = Figure(figsize=(13, 4 * heads), layout="constrained")
+    for head, axes in enumerate(figure.subplots(heads, 3, squeeze=False)):
+        top1, selected, weight = counts[:, head]
+        of_head = f", head {head}" if heads > 1 else ""
+        draw_grid(axes[0], top1, f"times best{of_head}")
+        draw_grid(axes[1], selected, f"times selected{of_head}")
+        draw_curves(axes[2], {"": weight})
+        for percent in WEIGHT_SHARES:
+            slots = slots_carrying(weight, percent)
+            axes[2].axvline(max(slots, 1), color="grey", linestyle=":")
+            axes[2].annotate(
+                f"{percent} %",
+                (max(slots, 1), 1),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                ha="right",
+                va="top",
+            )
+    return figure
+
+
+def draw_grid(axes, counts, title):
+    """Draws the N x N grid of slots, coloured by the logarithm of their ``counts``, (S,)."""
+    subkeys = math.isqrt(len(counts))
+    grid = counts.view(subkeys, subkeys).numpy().astype(float)
+    grid[grid == 0] = np.nan
+    used = np.isfinite(grid).mean()
+    # A picture has fewer pixels than a large memory has slots: the nearest slot stands for others.
+    image = axes.imshow(
+        grid, norm=LogNorm(1, max(2, np.nanmax(grid, initial=1))), interpolation="nearest"
+    )
+    axes.set(title=f"{title}: {used:.1%} of slots", xlabel="second sub-key", ylabel="first sub-key")
+    axes.figure.colorbar(image, ax=axes)
+
+
+def draw_curves(axes, weights):
+    """Draws sorted usage curves: slots, most used first, and the share of the weight each carries.
+
+    Args:
+        axes: where to draw.
+        weights: a dict from label to the weights of a memory's slots, (S,).
+    """
+    for label, weight in weights.items():
+        share = weight.sort(descending=True).values.double() / weight.sum()
+        axes.plot(np.arange(1, len(share) + 1), share, label=label)
+    uniform = 1 / len(weight)
+    axes.axhline(uniform, color="black", linestyle="--", linewidth=1, label="all slots alike")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="slots, most used first",
+        ylabel="share of the weight",
+        title="sorted usage",
+    )
+    axes.legend()
+
+
+class UsageWriter:
+    """Writes the pictures of validation sets for TensorBoard.
+
+    Args:
+        folder: fairseq's --tensorboard-logdir.
+    """
+
+    def __init__(self, folder):
+        self._folder = Path(folder)
+        self._writers = {}
+
+    def write(self, subset, counts, step):
+        """Draws the usage of each memory.
+
+        Args:
+            subset: name of the validation set.
+            counts: counts by layer, (3, H, S).
+            step: updates so far.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        if subset not in self._writers:
+            # Not into fairseq's own folder: TensorBoard goes on from one file to the next and never
+            # back, so that two writers in a folder hide each other's later entries.
+            self._writers[subset] = SummaryWriter(self._folder / subset / "memory")
+        for layer, of_layer in counts.items():
+            self._writers[subset].add_figure(f"pkm_l{layer}", draw_memory(of_layer), step)
+        self._writers[subset].flush()

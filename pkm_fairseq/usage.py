@@ -1,0 +1,121 @@
+"""How much of a memory is used: counts of what it reads, and their figures; pure functions.
+
+T tokens, H heads, K slots read per head, S slots. ``counts``, (3, ..., S), int64, holds for each
+slot how often it was the best of a head, how often it was selected, and the sum of its weights. All
+three are integers, weights in units of 2**-24: such sums are exact in any order, so that several
+workers, other batches or a GPU give what one CPU gives, and none overflows before 2**39 reads.
+"""
+
+import math
+
+import torch
+
+WEIGHT_UNITS = 2**24
+WEIGHT_SHARES = (50, 90, 99)
+
+
+def make_counts(heads, slots_total, device):
+    """Returns the counts of a memory that has read nothing, (3, heads, slots_total)."""
+    return torch.zeros(3, heads, slots_total, dtype=torch.int64, device=device)
+
+
+def add_reads(counts, slots, weights):
+    """Adds reads to ``counts`` in place, without waiting for the device.
+
+    Args:
+        counts: (3, H, S), or (3, 1, S) for all heads together.
+        slots: the slots selected, best first, (T, H, K), int64.
+        weights: their weights, (T, H, K).
+    """
+    top1, selected, weight = counts.flatten(1)  # (H * S,) each
+    heads, slots_total = counts.shape[1:]
+    if heads > 1:
+        slots = slots + slots_total * torch.arange(heads, device=slots.device).unsqueeze(1)
+    one = torch.ones(1, dtype=counts.dtype, device=counts.device)
+    top1.index_add_(0, slots[..., 0].flatten(), one.expand(slots[..., 0].numel()))
+    selected.index_add_(0, slots.flatten(), one.expand(slots.numel()))
+    units = (weights.detach() * WEIGHT_UNITS).round().to(counts.dtype)
+    weight.index_add_(0, slots.flatten(), units.flatten())
+
+
+def usage_figures(counts):
+    """Computes every figure of a memory's usage.
+
+    Args:
+        counts: (3, S), on the CPU.
+
+    Returns:
+        A dict from name to number: ``top1_usage``, ``topk_usage``, ``kl`` (of the weights),
+        ``kl_unweighted`` (of the selections), ``slots50``, ``slots90`` and ``slots99``.
+    """
+    top1, selected, weight = counts
+    return {
+        "top1_usage": usage(top1),
+        "topk_usage": usage(selected),
+        "kl": kl_from_uniform(weight),
+        "kl_unweighted": kl_from_uniform(selected),
+        **{f"slots{percent}": slots_carrying(weight, percent) for percent in WEIGHT_SHARES},
+    }
+
+
+def usage(counts):
+    """Returns the share of slots, 0 to 1, whose count, (S,), is not zero.
+
+    Of times best: the top-1 memory usage that Kim & Jung 2020 define. Of times selected: the memory
+    usage of Lample et al. 2019, section 4.2, "Evaluation metrics".
+    """
+    return (counts > 0).double().mean().item()
+
+
+def kl_from_uniform(counts):
+    """Returns KL(z || uniform) in nats, z being ``counts``, (S,), normalised.
+
+    From 0, all slots alike, to log(S), one slot only; NaN if nothing was counted. Lample et al.
+    2019, section 4.2, "Evaluation metrics", take the weights; unweighted are the selections.
+    """
+    z = counts.double() / counts.sum()
+    return math.log(len(z)) + torch.special.xlogy(z, z).sum().item()
+
+
+def slots_carrying(weight, percent):
+    """Returns the least number of slots that together carry ``percent`` of the weight, (S,)."""
+    carried = weight.sort(descending=True).values.cumsum(0)
+    return int((carried.double() < carried[-1].double() * percent / 100).sum()) + bool(carried[-1])
+
+
+def count_changes(before, after):
+    """Counts the (token, head) pairs whose best slot has changed.
+
+    Args:
+        before: best slot of each token and head, (T, H).
+        after: the same for the same tokens later.
+
+    Returns:
+        Pairs changed and pairs compared, (2,), int64; such counts can be added.
+    """
+    return torch.stack([(before != after).sum(), torch.tensor(before.numel())])
+
+
+def drift(changes):
+    """Returns the share, 0 to 1, of pairs that changed, of ``count_changes``; NaN of none.
+
+    Kim & Jung 2020's "catastrophic drift" as a number.
+    """
+    changed, compared = changes.tolist()
+    return changed / compared if compared else math.nan
+
+
+def join_counts(counts, tables):
+    """Joins the counts of several memories to those of all the rows of values they read.
+
+    Args:
+        counts: a list of counts, (3, S) each.
+        tables: for each memory what names its table; memories with one table share its rows.
+
+    Returns:
+        (3, S * number of tables).
+    """
+    rows = {}
+    for table, of_memory in zip(tables, counts):
+        rows[table] = rows[table] + of_memory if table in rows else of_memory
+    return torch.cat(list(rows.values()), 1)
