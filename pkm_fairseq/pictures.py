@@ -3,14 +3,19 @@
 H heads (1 where all are counted together), N sub-keys per half, S slots.
 """
 
+import logging
 import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
 
 from pkm_fairseq.usage import WEIGHT_SHARES, slots_carrying
+
+# Outside its commands fairseq lets every library log what only its makers care for.
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 def draw_memory(counts):
@@ -102,8 +107,6 @@ class UsageWriter:
             counts: counts by layer, (3, H, S).
             step: updates so far.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         if subset not in self._writers:
             # Not into fairseq's own folder: TensorBoard goes on from one file to the next and never
             # back, so that two writers in a folder hide each other's later entries.
