@@ -8,14 +8,16 @@ import math
 from pathlib import Path
 
 import numpy as np
+
+# Outside its commands fairseq lets every library log what only its makers care for.
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
+
+# ruff: noqa: E402 - after the above
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from pkm_fairseq.usage import WEIGHT_SHARES, slots_carrying
-
-# Outside its commands fairseq lets every library log what only its makers care for.
-logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 def draw_memory(counts):
