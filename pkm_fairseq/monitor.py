@@ -163,14 +163,14 @@ class UsageMonitor:
     def figures(self):
         """Returns all figures of the set and of the window before it, by name.
 
-        Those of one memory begin with its layer, ``l4_``, those of one head with ``l4_h0_``, those
-        of all memories together with neither.
+        All begin with ``pkm_``; then follow the layer for those of one memory, ``pkm_l4_``, and the
+        head for those of one head, ``pkm_l4_h0_``.
         """
         counts, changes = self._reduce()
         figures = self._of_each_scope(counts, usage_figures)
         if changes:
-            figures["drift"] = drift(sum(changes.values()))
-            figures.update({f"l{layer}_drift": drift(changes[layer]) for layer in changes})
+            figures["pkm_drift"] = drift(sum(changes.values()))
+            figures.update({f"pkm_l{layer}_drift": drift(changes[layer]) for layer in changes})
         return {**figures, **self._window_figures}
 
     def end_set(self):
@@ -209,7 +209,7 @@ class UsageMonitor:
                 for head, of_head in enumerate(counts[layer].unbind(1)):
                     scopes[f"l{layer}_h{head}_"] = of_head
         return {
-            scope + name: figure
+            f"pkm_{scope}{name}": figure
             for scope, of_scope in scopes.items()
             for name, figure in compute(of_scope).items()
         }

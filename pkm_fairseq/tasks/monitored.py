@@ -60,7 +60,7 @@ class MonitoredTask(FairseqTask):
 
     def figures(self):
         """Returns the figures of the validation set so far, by the name under which to log them."""
-        return {f"pkm_{name}": figure for name, figure in self.monitor.figures().items()}
+        return self.monitor.figures()
 
     def reduce_metrics(self, logging_outputs, criterion):
         """Logs what the criterion logs and, in validation, the figures."""

@@ -1,0 +1,1 @@
+"""``python -m pkm_fairseq.report``: one page that shows how checkpoints use their memories."""

@@ -1,0 +1,128 @@
+"""Shows how checkpoints use their memories on a data set.
+
+Writes DEST/report.html, one file with its pictures inside, and DEST/report.json with the figures.
+The data set is read by the task of the last checkpoint, so that a pretrained model and those
+finetuned from it can be compared on the finetuning's data.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from pkm_fairseq.monitor import UsageMonitor
+
+from .checkpoints import open_checkpoint
+from .evaluate import DataSet, count_usage, find_contexts
+from .history import read_history
+from .render import write_report
+from .text import TokenText
+
+
+def main():
+    args = parse_args()
+    # Outside its commands fairseq logs everything.
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        report(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        prog="python -m pkm_fairseq.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder of binary data")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a checkpoint, or the folder of a training, which may be going on",
+    )
+    parser.add_argument("--dest", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--subset", default="valid", help="data set to run on (default: valid)")
+    parser.add_argument(
+        "--batch-size", type=_number_from(1), default=32, help="sentences at once (default: 32)"
+    )
+    parser.add_argument(
+        "--drift-tokens",
+        type=_number_from(0),
+        default=4096,
+        help="tokens, the set's first, to measure drift on (default: 4096)",
+    )
+    parser.add_argument(
+        "--slots",
+        type=_number_from(0),
+        default=10,
+        help="how many of the most used slots to show the text of (default: 10)",
+    )
+    parser.add_argument(
+        "--contexts", type=_number_from(1), default=5, help="tokens to show of each (default: 5)"
+    )
+    parser.add_argument("--per-head", action="store_true", help="figures of each head as well")
+    parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    return parser.parse_args()
+
+
+def report(args):
+    """Runs each checkpoint over the data set and writes what it finds."""
+    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+    last = open_checkpoint(args.checkpoints[-1], args.data)
+    data = DataSet(last.task, args.subset, args.batch_size, last.model, device)
+    text = TokenText(last.task.source_dictionary, [args.data, last.file.parent])
+    monitor = UsageMonitor(args.per_head, args.drift_tokens)
+    results = []
+    for path in args.checkpoints:
+        checkpoint = open_checkpoint(path, args.data, last.task)
+        model = checkpoint.model.to(device).eval()
+        name = path.name if path.is_dir() else f"{path.parent.name}/{path.stem}"
+        figures, counts = count_usage(model, data, f"{name}: usage", monitor)
+        weights = {layer: of_layer[2].sum(0) for layer, of_layer in counts.items()}  # (S,) each
+        slots = {
+            layer: weight.topk(min(args.slots, len(weight))).indices.tolist()
+            for layer, weight in weights.items()
+        }
+        found = find_contexts(model, data, f"{name}: text", slots, args.contexts)
+        results.append(
+            {
+                "name": name,
+                "file": str(checkpoint.file),
+                "updates": checkpoint.updates,
+                "figures": figures,
+                "counts": counts,
+                "slots": {
+                    layer: [
+                        {
+                            "slot": slot,
+                            "share": (weights[layer][slot] / weights[layer].sum()).item(),
+                            "tokens": [text.describe(context) for context in found[layer, slot]],
+                        }
+                        for slot in of_layer
+                    ]
+                    for layer, of_layer in slots.items()
+                },
+                "history": read_history(checkpoint.tensorboard, args.subset),
+            }
+        )
+    write_report(results, args.dest, args.data, args.subset)
+
+
+def _number_from(least):
+    """Returns a type of argument: whole numbers from ``least`` on."""
+
+    def number(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+
+    return number
+
+
+if __name__ == "__main__":
+    main()

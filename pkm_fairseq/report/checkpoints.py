@@ -1,0 +1,77 @@
+"""Opens checkpoints, of finished and unfinished runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu, load_model_ensemble_and_task
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint.
+
+    Args:
+        file: where it is.
+        updates: of its training, None where it does not say.
+        tensorboard: its training's --tensorboard-logdir, None if that is not there.
+        model: the model.
+        task: the task.
+    """
+
+    file: Path
+    updates: Optional[int]
+    tensorboard: Optional[Path]
+    model: object
+    task: object
+
+
+def open_checkpoint(path, data, task=None):
+    """Opens a checkpoint with a memory.
+
+    Args:
+        path: its file, or the folder of a training, of which the newest that is whole is taken.
+        data: folder of the data that its task is to read.
+        task: the task to build its model for, None for its own.
+
+    Raises:
+        ValueError: if there is none, or it cannot be read, or it has no memory.
+    """
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint {path}")
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.glob("checkpoint*.pt"), key=lambda file: file.stat().st_mtime)[::-1]
+        if not files:
+            raise ValueError(f"there is no checkpoint in {path} yet")
+    file, state = _read_first_whole(files, {"data": str(data)})
+    try:
+        (model,), cfg, task = load_model_ensemble_and_task([str(file)], task=task, state=state)
+    except FileNotFoundError as error:
+        raise ValueError(f"{data} is not data for the task of {file}: {error}") from error
+    if not getattr(model, "memories", dict)():
+        raise ValueError(f"{file} has no memory to report on")
+    history = state.get("optimizer_history") or [{}]
+    logdirs = [file.parent / "tensorboard"]
+    if cfg.common.tensorboard_logdir:
+        logdirs.insert(0, Path(cfg.common.tensorboard_logdir))
+    return Checkpoint(
+        file=file,
+        updates=history[-1].get("num_updates"),
+        tensorboard=next((logdir for logdir in logdirs if logdir.is_dir()), None),
+        model=model,
+        task=task,
+    )
+
+
+def _read_first_whole(files, overrides):
+    """Reads the first file that can be read: a training may be writing the newest right now."""
+    reasons = []
+    for file in files:
+        try:
+            return file, load_checkpoint_to_cpu(str(file), overrides)
+        except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+            reasons.append(
+                f"{file} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
+            )
+    raise ValueError(reasons[0])

@@ -1,0 +1,107 @@
+"""Runs models over a data set and watches their memories.
+
+T tokens, H heads, K slots read per head, S slots, B sentences, L length of the longest.
+"""
+
+from heapq import nlargest
+from typing import NamedTuple
+
+import torch
+from fairseq import utils
+from tqdm import tqdm
+
+from pkm_fairseq.monitor import observe_reads
+
+
+class Context(NamedTuple):
+    """A token that selects a slot: its weight and head, its sentence and its place there."""
+
+    weight: float
+    head: int
+    sentence: tuple
+    place: int
+
+
+class DataSet:
+    """The batches of a data set, the same at each iteration, with a bar that shows progress.
+
+    Args:
+        task: the fairseq task that reads it.
+        subset: its name.
+        batch_size: sentences in a batch.
+        model: whose longest sentence bounds those of the set.
+        device: where the batches are wanted.
+
+    Raises:
+        ValueError: if there is no such set.
+    """
+
+    def __init__(self, task, subset, batch_size, model, device):
+        try:
+            task.load_dataset(subset, combine=False, epoch=1)
+        except (FileNotFoundError, KeyError) as error:
+            raise ValueError(f"--subset {subset} cannot be read: {error}") from error
+        self.subset = subset
+        self.examples = task.dataset(subset)
+        self.pad = task.source_dictionary.pad()
+        self._device = device
+        self._options = {
+            "max_sentences": batch_size,
+            "max_positions": utils.resolve_max_positions(
+                task.max_positions(), model.max_positions()
+            ),
+            "ignore_invalid_inputs": True,
+        }
+        self._get_batch_iterator = task.get_batch_iterator
+
+    def batches(self, title):
+        """Yields the batches."""
+        iterator = self._get_batch_iterator(self.examples, **self._options)
+        for batch in tqdm(iterator.next_epoch_itr(shuffle=False), desc=title):
+            yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
+
+
+@torch.no_grad()
+def count_usage(model, data, title, monitor):
+    """Returns the figures and counts that ``monitor`` makes of a data set."""
+    monitor.begin_set(data.subset, data.examples)
+    for batch in data.batches(title):
+        with monitor.watch_validation(model, batch, data.pad):
+            model(**batch["net_input"], features_only=True)
+    figures, counts = monitor.figures(), monitor.counts()
+    monitor.end_set()
+    return figures, counts
+
+
+@torch.no_grad()
+def find_contexts(model, data, title, slots, contexts):
+    """Finds the tokens that select slots with most weight.
+
+    Args:
+        model: the model.
+        data: a ``DataSet``.
+        title: what to say while it takes.
+        slots: a dict from layer to a list of slots.
+        contexts: how many tokens to find for each slot.
+
+    Returns:
+        A dict from (layer, slot) to a list of ``Context``, that of most weight first.
+    """
+    found = {(layer, slot): [] for layer, of_layer in slots.items() for slot in of_layer}
+    for batch in data.batches(title):
+        with observe_reads(model.memories()) as reads:
+            model(**batch["net_input"], features_only=True)
+        sentences = batch["net_input"]["src_tokens"]
+        places = sentences.ne(data.pad).t().nonzero()  # (T, 2), as memories get tokens
+        for layer, slot in found:
+            ((selected, weights),) = reads[layer]
+            # A head selects a slot once at most; the head with most weight stands for the token.
+            weight, head = weights.where(selected == slot, 0).sum(-1).max(-1)  # (T,) each
+            weight, tokens = weight.topk(min(contexts, len(weight)))
+            for w, token in zip(weight.tolist(), tokens.tolist()):
+                if w > 0:
+                    place, row = places[token].tolist()
+                    sentence = tuple(sentences[row][sentences[row].ne(data.pad)].tolist())
+                    found[layer, slot].append(Context(w, head[token].item(), sentence, place))
+            found[layer, slot] = nlargest(contexts, found[layer, slot])
+    return found

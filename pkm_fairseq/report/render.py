@@ -1,0 +1,104 @@
+"""Turns results into one page and its figures into JSON."""
+
+import base64
+import io
+import json
+
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+
+from pkm_fairseq.pictures import draw_curves, draw_memory
+
+# What to draw over training, and how to call it.
+HISTORY = {
+    "ppl": "validation perplexity",
+    "loss": "validation loss",
+    "pkm_top1_usage": "top-1 usage",
+    "pkm_topk_usage": "top-k usage",
+    "pkm_kl": "KL from uniform",
+    "pkm_stale_top1": "stale: never best since the last validation",
+    "pkm_drift": "drift since the last validation",
+}
+
+
+def write_report(results, dest, data, subset):
+    """Writes ``report.html`` and ``report.json``, each whole or not at all.
+
+    Args:
+        results: a list with a dict for each checkpoint: ``name``, ``file``, ``updates``,
+            ``figures``, ``counts`` by layer, ``slots`` by layer and ``history``.
+        dest: folder to write to.
+        data: folder of the data set.
+        subset: its name.
+    """
+    dest.mkdir(parents=True, exist_ok=True)
+    layers = sorted({layer for result in results for layer in result["counts"]})
+    page = (
+        Environment(loader=PackageLoader("pkm_fairseq.report", "."), autoescape=True)
+        .get_template("report.html")
+        .render(
+            data=data,
+            subset=subset,
+            results=results,
+            names=list(dict.fromkeys(name for result in results for name in result["figures"])),
+            comparison=as_png(draw_comparison(results, layers)),
+            history=as_png(draw_history(results)) if any(r["history"] for r in results) else None,
+            memories=[
+                {layer: as_png(draw_memory(counts)) for layer, counts in result["counts"].items()}
+                for result in results
+            ],
+        )
+    )
+    figures = [
+        {key: value for key, value in result.items() if key != "counts"} for result in results
+    ]
+    _write(dest / "report.html", page)
+    summary = {"data": str(data), "subset": subset, "checkpoints": figures}
+    _write(dest / "report.json", json.dumps(summary, indent=1, default=str))
+
+
+def draw_comparison(results, layers):
+    """Draws, for each layer, the sorted usage curves of all checkpoints."""
+    figure = Figure(figsize=(6 * len(layers), 4.5), layout="constrained")
+    for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers):
+        draw_curves(
+            axes,
+            {
+                result["name"]: result["counts"][layer][2].sum(0)
+                for result in results
+                if layer in result["counts"]
+            },
+        )
+        axes.set_title(f"layer {layer}")
+    return figure
+
+
+def draw_history(results):
+    """Draws what was logged over training, all checkpoints' trainings in one picture."""
+    names = [name for name in HISTORY if any(name in result["history"] for result in results)]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
+    for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names):
+        for result in results:
+            if name in result["history"]:
+                axes.plot(*zip(*result["history"][name]), marker=".", label=result["name"])
+        axes.set(title=HISTORY[name], xlabel="updates")
+        axes.legend()
+    for axes in figure.axes[len(names) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def as_png(figure):
+    """Returns a picture as text to put into a page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _write(path, text):
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    print(f"wrote {path}")
