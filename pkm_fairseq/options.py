@@ -1,4 +1,4 @@
-"""``python -m pkm_fairseq.options`` prints every option of the memory.
+"""``python -m pkm_fairseq.options`` prints every option of the plugin.
 
 ``fairseq-train --help`` prints none: it stops before it has read ``--user-dir`` and ``--arch``.
 """
@@ -8,6 +8,7 @@ from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from pkm_fairseq.config import PKMConfig
+from pkm_fairseq.criterions import UsageConfig
 from pkm_fairseq.tasks import InitFromConfig
 
 
@@ -28,6 +29,10 @@ def options_parser():
         "tasks pkm_masked_lm and pkm_sentence_prediction (--task; under task:)"
     )
     gen_parser_from_dataclass(group, InitFromConfig())
+    group = parser.add_argument_group(
+        "criterions pkm_masked_lm and pkm_sentence_prediction (--criterion; under criterion:)"
+    )
+    gen_parser_from_dataclass(group, UsageConfig())
     return parser
 
 

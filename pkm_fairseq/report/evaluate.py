@@ -55,9 +55,10 @@ class DataSet:
         self._get_batch_iterator = task.get_batch_iterator
 
     def batches(self, title):
-        """Yields the batches."""
+        """Yields the batches, with the same words masked as in fairseq's validations."""
         iterator = self._get_batch_iterator(self.examples, **self._options)
-        for batch in tqdm(iterator.next_epoch_itr(shuffle=False), desc=title):
+        epoch = iterator.next_epoch_itr(shuffle=False, set_dataset_epoch=False)
+        for batch in tqdm(epoch, desc=title):
             yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
 
 
