@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up, then, offline, on the reference text that ships inside Python: pretrains a small RoBERTa,
-# gives it a memory and pretrains on, finetunes that to tell sentences from shuffled words, and
-# predicts. Interrupted and run again, it goes on where it was.
+# gives it a memory and pretrains on, finetunes that to tell sentences from shuffled words, predicts,
+# and reports how the memory is used. Interrupted and run again, it goes on where it was.
 #   RUNS     where to write everything  (default: runs/quickstart)
 #   UPDATES  updates of each training   (default: 300)
 set -euo pipefail
@@ -32,12 +32,13 @@ train() {
     echo "$updates" > "$dir/done"
 }
 
-# Of fairseq's log, keeps update and loss of training, and loss and score of each validation.
+# Of fairseq's log, keeps update and loss of training, and loss, score and usage of each validation.
 progress() {
     local number='([0-9.-]+)'
     sed -nEu \
         -e "s/.*train_inner.* loss=$number,.* num_updates=$number,.*/   update \2  loss \1/p" \
         -e "s/.*valid on .* loss $number .* mcc $number .* num_updates $number.*/   validation at update \3  loss \1  Matthews correlation \2/p" \
+        -e "s/.*valid on .* loss $number .* ppl $number .* pkm_top1_usage $number .* num_updates $number.*/   validation at update \4  loss \1  perplexity \2  top-1 usage \3/p" \
         -e "s/.*valid on .* loss $number .* ppl $number .* num_updates $number.*/   validation at update \3  loss \1  perplexity \2/p"
 }
 
@@ -46,7 +47,7 @@ pretrain() {
     local dir=$runs/$1
     shift
     "$bin/fairseq-train" "$runs/data" --user-dir pkm_fairseq \
-        --criterion masked_lm --sample-break-mode none --tokens-per-sample 64 \
+        --sample-break-mode none --tokens-per-sample 64 \
         --encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 \
         --encoder-attention-heads 4 \
         --optimizer adam --adam-betas '(0.9,0.98)' --adam-eps 1e-6 --weight-decay 0.01 \
@@ -80,8 +81,8 @@ validate() {
         tee "$runs/$1/validate.log" | sed -nE 's/.* \| ppl ([0-9.]+).*/\1/p' | tail -n 1
 }
 
-train dense pretrain dense --task masked_lm --arch roberta
-train memory pretrain memory --task pkm_masked_lm --arch pkm_roberta \
+train dense pretrain dense --task masked_lm --criterion masked_lm --arch roberta
+train memory pretrain memory --task pkm_masked_lm --criterion pkm_masked_lm --arch pkm_roberta \
     --pkm-init-from "$runs/dense/checkpoint_best.pt" \
     --pkm-layers 1 --pkm-subkeys 64 --pkm-topk 16 --pkm-key-dim 64
 
@@ -100,6 +101,10 @@ echo "   Some of what it predicts (1: in order):"
 paste "$runs/submission/CoLA.tsv" "$runs/glue/CoLA/test.tsv" |
     awk -F '\t' 'NR > 1 && NR < 8 { print "   " $2 "  " substr($4, 1, 80) }'
 
+echo "== How the memory is used"
+"$bin/python" -m pkm_fairseq.report "$runs/data" "$runs/memory" --cpu --dest "$runs/report" \
+    2> "$runs/report.log" || { tail -n 5 "$runs/report.log"; exit 1; }
+
 echo "== Results"
 dense=$(validate dense) || { tail -n 5 "$runs/dense/validate.log"; exit 1; }
 memory=$(validate memory) || { tail -n 5 "$runs/memory/validate.log"; exit 1; }
@@ -115,6 +120,7 @@ cat <<END
    memory/       the same with a memory of 4,096 slots beside the FFN of layer 1, started from dense/
    cola/         the same of the finetuning, started from memory/
    submission/   predictions in the form that GLUE takes
+   report/       report.html: which slots of the memory are used, over training, and what for
    Look at the curves:  $bin/tensorboard --logdir $runs
    See all options:     $bin/python -m pkm_fairseq.options
 END
