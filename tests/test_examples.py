@@ -8,10 +8,16 @@ from omegaconf import OmegaConf, open_dict
 
 import pkm_fairseq.models  # noqa: F401 - registers the architectures
 from pkm_fairseq.config import PKMConfig
+from pkm_fairseq.criterions import UsageConfig
+from pkm_fairseq.tasks import InitFromConfig
 
 EXAMPLES = Path(__file__).parents[1] / "user_dir_examples"
 CONFIGS = sorted(EXAMPLES.rglob("*.yaml"))
-PKM_OPTIONS = {name for name in vars(PKMConfig()) if name.startswith("pkm_")}
+OPTIONS = {"model": PKMConfig, "task": InitFromConfig, "criterion": UsageConfig}
+
+
+def pkm_options(names):
+    return {name for name in names if name.startswith("pkm_")}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(EXAMPLES)))
@@ -19,7 +25,8 @@ def test_a_config_names_every_option_and_they_work_together(path):
     config = OmegaConf.load(path)
     config.task.data = "some/data"
     model = config.model
-    assert {name for name in model if name.startswith("pkm_")} == PKM_OPTIONS
+    for part, options in OPTIONS.items():
+        assert pkm_options(config[part]) == pkm_options(vars(options())), part
     options = PKMConfig.from_args(model)
     # Outside fairseq's whole config nothing says what ${task.tokens_per_sample} is.
     with open_dict(model):
