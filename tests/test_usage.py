@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from pkm_fairseq.usage import (
     usage,
     usage_figures,
 )
+from tests import usage_by_definition as definition
 
 HEADS, TOPK, SLOTS = 3, 4, 25
 
@@ -35,24 +35,6 @@ def count(*reads, heads=1, slots_total=SLOTS):
     return counts
 
 
-def count_plainly(slots, weights, slots_total=SLOTS):
-    """The definition: the three counts of one head, weights not yet in units."""
-    counts = np.zeros((3, slots_total))
-    for of_token, weights_of_token in zip(slots.tolist(), weights.tolist()):
-        counts[0, of_token[0]] += 1
-        for slot, weight in zip(of_token, weights_of_token):
-            counts[1, slot] += 1
-            counts[2, slot] += weight
-    return counts
-
-
-def kl_plainly(z):
-    """The definition of the Kullback-Leibler divergence from uniform, summed term by term."""
-    total = math.fsum(z)
-    terms = [p / total * math.log(p / total * len(z)) for p in z if p]
-    return math.fsum(terms)
-
-
 def assert_counts(counts, expected):
     """Compares one head's counts; the weights to half a unit for each read."""
     assert counts.dtype == torch.int64
@@ -65,14 +47,15 @@ def test_counts_are_those_of_the_definition_for_each_head():
     slots, weights = draw_reads(40)
     counts = count((slots, weights), heads=HEADS)
     for head in range(HEADS):
-        assert_counts(counts[:, head], count_plainly(slots[:, head], weights[:, head]))
+        assert_counts(counts[:, head], definition.count(slots[:, head], weights[:, head], SLOTS))
 
 
 def test_heads_together_are_the_sum_of_the_heads():
     slots, weights = draw_reads(40)
     together = count((slots, weights))
     assert together.shape == (3, 1, SLOTS)
-    assert_counts(together[:, 0], count_plainly(slots.flatten(0, 1), weights.flatten(0, 1)))
+    expected = definition.count(slots.flatten(0, 1), weights.flatten(0, 1), SLOTS)
+    assert_counts(together[:, 0], expected)
     assert torch.equal(together, count((slots, weights), heads=HEADS).sum(1, keepdim=True))
 
 
@@ -119,7 +102,7 @@ def test_weights_of_every_precision_are_counted_as_exactly_as_they_are_given(dty
     slots, weights = draw_reads(60)
     weights = weights.to(dtype)
     counts = count((slots, weights))
-    plain = count_plainly(slots.flatten(0, 1), weights.flatten(0, 1).double())
+    plain = definition.count(slots.flatten(0, 1), weights.flatten(0, 1), SLOTS)
     assert_counts(counts[:, 0], plain)
 
 
@@ -133,19 +116,12 @@ def test_a_weight_of_one_is_exactly_one_unit_in_every_precision():
 def test_figures_are_those_of_the_definitions():
     slots, weights = draw_reads(4, topk=2)
     counts = count((slots, weights))[:, 0]
-    top1, selected, weight = counts.tolist()
     figures = usage_figures(counts)
-    assert figures["top1_usage"] == sum(c > 0 for c in top1) / SLOTS
-    assert figures["topk_usage"] == sum(c > 0 for c in selected) / SLOTS
+    expected = definition.figures(counts.numpy())
+    assert figures.keys() == expected.keys()
+    for name, figure in figures.items():
+        assert figure == pytest.approx(expected[name], rel=1e-12), name
     assert 0 < figures["top1_usage"] < figures["topk_usage"] < 1
-    assert figures["kl"] == pytest.approx(kl_plainly(weight), rel=1e-12)
-    assert figures["kl_unweighted"] == pytest.approx(kl_plainly(selected), rel=1e-12)
-    ranked = np.cumsum(sorted(weight, reverse=True))
-    for percent in (50, 90, 99):
-        least = next(
-            i for i, carried in enumerate(ranked, 1) if 100 * carried >= percent * ranked[-1]
-        )
-        assert figures[f"slots{percent}"] == least
     assert {type(figure) for figure in figures.values()} == {float, int}
 
 
@@ -204,7 +180,8 @@ def test_counts_neither_overflow_nor_lose_a_read_near_their_limit():
     assert counts.sum(-1).flatten().tolist() == [2**39 - 1] * 2 + [(2**39 - 1) * WEIGHT_UNITS]
     figures = usage_figures(counts[:, 0])
     assert figures["top1_usage"] == 2 / 16
-    assert figures["kl"] == pytest.approx(kl_plainly(counts[2, 0].tolist()), rel=1e-9)
+    expected = definition.kl_from_uniform(counts[2, 0].tolist())
+    assert figures["kl"] == pytest.approx(expected, rel=1e-9)
     assert figures["kl"] == pytest.approx(math.log(16), rel=1e-9)
     assert figures["slots99"] == 1
 
