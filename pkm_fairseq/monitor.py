@@ -92,12 +92,13 @@ class UsageMonitor:
         if any(of_layer.any() for of_layer in counts.values()):
             self._window_figures = self._of_each_scope(counts, _window_figures)
 
-    def begin_set(self, name, dataset):
+    def begin_set(self, name, dataset, others=()):
         """Begins a validation set.
 
         Args:
             name: which set it is.
             dataset: the set, whose ``num_tokens`` tells how long an example is.
+            others: examples that another worker counts, and this one gets only as filling.
         """
         self.name = name
         self._drift_examples = 0  # those below this index
@@ -106,7 +107,7 @@ class UsageMonitor:
             tokens += dataset.num_tokens(self._drift_examples)
             self._drift_examples += 1
         self._counts = {}  # as _window
-        self._seen = set()  # examples
+        self._seen = set(others)  # examples
         self._best = {}  # (layer, example) -> best slots of its tokens, (tokens, H)
         self._totals = None
 
