@@ -109,7 +109,7 @@ class UsageMonitor:
         self._counts = {}  # as _window
         self._seen = set(others)  # examples
         self._best = {}  # (layer, example) -> best slots of its tokens, (tokens, H)
-        self._totals = None
+        self._totals = self._figures = None
 
     @contextmanager
     def watch_validation(self, model, sample, pad):
@@ -128,7 +128,7 @@ class UsageMonitor:
         examples = sample["id"].tolist()
         counted = self._seen.isdisjoint(examples)
         self._seen.update(examples)
-        self._totals = None
+        self._totals = self._figures = None
         self._count(self._counts, memories, reads, counted)
         if counted:
             real = sample["net_input"]["src_tokens"].ne(pad).t()  # (L, B), as memories get tokens
@@ -167,12 +167,15 @@ class UsageMonitor:
         Those of one memory begin with its layer, ``l4_``, those of one head with ``l4_h0_``, those
         of all memories together with neither.
         """
-        counts, changes = self._reduce()
-        figures = self._of_each_scope(counts, usage_figures)
-        if changes:
-            figures["drift"] = drift(sum(changes.values()))
-            figures.update({f"l{layer}_drift": drift(changes[layer]) for layer in changes})
-        return {**figures, **self._window_figures}
+        # fairseq asks once for each figure, and each takes a sort of all slots.
+        if self._figures is None:
+            counts, changes = self._reduce()
+            self._figures = self._of_each_scope(counts, usage_figures)
+            if changes:
+                self._figures["drift"] = drift(sum(changes.values()))
+                for layer, of_layer in changes.items():
+                    self._figures[f"l{layer}_drift"] = drift(of_layer)
+        return {**self._figures, **self._window_figures}
 
     def end_set(self):
         """Makes the set's best slots those that its next validation is compared with."""

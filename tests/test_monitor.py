@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pkm_fairseq.monitor import UsageMonitor, observe_reads
+from pkm_fairseq.usage import usage_figures
 from tests import usage_by_definition as definition
 from tests.models.tiny import draw_tokens, make_memory_model, make_model
 
@@ -119,6 +120,19 @@ def test_a_batch_that_repeats_examples_is_not_counted():
     twice = validate(monitor, model, sentences, (0, 1), (2, 3), (0, 1), (3,))
     assert twice == once
     assert torch.equal(monitor.counts()[1], counts[1])
+
+
+def test_the_filling_of_a_shard_that_another_worker_counts_is_not_counted():
+    model = make_memory_model().eval()
+    sentences = Sentences(draw_tokens(4, 5))
+    monitor = UsageMonitor()
+    expected = validate(monitor, model, sentences, (2, 3))
+    monitor.begin_set("valid", sentences, others=[0, 1])
+    for examples in ((2, 3), (0, 1)):
+        batch = sentences.batch(*examples)
+        with monitor.watch_validation(model, batch, PAD):
+            model(**batch["net_input"])
+    assert monitor.figures() == expected
 
 
 def test_examples_count_again_in_the_next_validation_and_in_another_set():
@@ -321,6 +335,19 @@ def test_drift_of_no_tokens_is_not_measured():
     sentences = Sentences(draw_tokens(2, 5))
     validate(monitor, model, sentences)
     assert "drift" not in validate(monitor, model, sentences)
+
+
+def test_figures_are_computed_once_however_often_they_are_asked_for(monkeypatch):
+    # fairseq asks once for each of them.
+    computed = []
+    monkeypatch.setattr(
+        "pkm_fairseq.monitor.usage_figures",
+        lambda counts: computed.append(1) or usage_figures(counts),
+    )
+    monitor = UsageMonitor()
+    figures = validate(monitor, make_memory_model(), Sentences(draw_tokens(2, 5)))
+    assert monitor.figures() == figures
+    assert len(computed) == 2
 
 
 def test_each_validation_set_has_its_own_figures_and_drift():
