@@ -151,7 +151,7 @@ def test_fairseq_validate_gives_the_same_score(cola, glue):
         *("--criterion", "pkm_sentence_prediction", "--num-workers", 0, "--batch-size", 8),
         *("--path", folder / "checkpoint_last.pt", "--max-positions", 32),
     )
-    for key in ("valid_mcc", "valid_loss"):
+    for key in ("valid_mcc", "valid_loss", "valid_pkm_top1_usage", "valid_pkm_l1_kl"):
         assert logged(validated, key, "valid") == logged(output, key, "valid")[-1:]
 
 
@@ -192,7 +192,7 @@ def test_two_workers_report_what_one_reports(glue, pretrained, tmp_path):
     together = run_on_two_workers(
         tmp_path / "rendezvous", *common, "--batch-size", 4, "--save-dir", tmp_path / "two"
     )
-    for key in ("valid_mcc", "valid_f1", "valid_accuracy"):
+    for key in ("valid_mcc", "valid_f1", "valid_accuracy", "valid_pkm_topk_usage", "valid_pkm_kl"):
         assert logged(together, key, "valid") == logged(alone, key, "valid"), key
 
 
