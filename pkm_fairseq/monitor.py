@@ -92,12 +92,13 @@ class UsageMonitor:
         if any(of_layer.any() for of_layer in counts.values()):
             self._window_figures = self._of_each_scope(counts, _window_figures)
 
-    def begin_set(self, name, dataset):
+    def begin_set(self, name, dataset, others=()):
         """Begins a validation set.
 
         Args:
             name: which set it is.
             dataset: the set, whose ``num_tokens`` tells how long an example is.
+            others: examples that another worker counts, and this one gets only as filling.
         """
         self.name = name
         self._drift_examples = 0  # those below this index
@@ -106,9 +107,9 @@ class UsageMonitor:
             tokens += dataset.num_tokens(self._drift_examples)
             self._drift_examples += 1
         self._counts = {}  # as _window
-        self._seen = set()  # examples
+        self._seen = set(others)  # examples
         self._best = {}  # (layer, example) -> best slots of its tokens, (tokens, H)
-        self._totals = None
+        self._totals = self._figures = None
 
     @contextmanager
     def watch_validation(self, model, sample, pad):
@@ -127,7 +128,7 @@ class UsageMonitor:
         examples = sample["id"].tolist()
         counted = self._seen.isdisjoint(examples)
         self._seen.update(examples)
-        self._totals = None
+        self._totals = self._figures = None
         self._count(self._counts, memories, reads, counted)
         if counted:
             real = sample["net_input"]["src_tokens"].ne(pad).t()  # (L, B), as memories get tokens
@@ -166,12 +167,15 @@ class UsageMonitor:
         All begin with ``pkm_``; then follow the layer for those of one memory, ``pkm_l4_``, and the
         head for those of one head, ``pkm_l4_h0_``.
         """
-        counts, changes = self._reduce()
-        figures = self._of_each_scope(counts, usage_figures)
-        if changes:
-            figures["pkm_drift"] = drift(sum(changes.values()))
-            figures.update({f"pkm_l{layer}_drift": drift(changes[layer]) for layer in changes})
-        return {**figures, **self._window_figures}
+        # fairseq asks once for each figure, and each takes a sort of all slots.
+        if self._figures is None:
+            counts, changes = self._reduce()
+            self._figures = self._of_each_scope(counts, usage_figures)
+            if changes:
+                self._figures["pkm_drift"] = drift(sum(changes.values()))
+                for layer, of_layer in changes.items():
+                    self._figures[f"pkm_l{layer}_drift"] = drift(of_layer)
+        return {**self._figures, **self._window_figures}
 
     def end_set(self):
         """Makes the set's best slots those that its next validation is compared with."""

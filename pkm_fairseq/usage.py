@@ -34,7 +34,8 @@ def add_reads(counts, slots, weights):
     one = torch.ones(1, dtype=counts.dtype, device=counts.device)
     top1.index_add_(0, slots[..., 0].flatten(), one.expand(slots[..., 0].numel()))
     selected.index_add_(0, slots.flatten(), one.expand(slots.numel()))
-    units = (weights.detach() * WEIGHT_UNITS).round().to(counts.dtype)
+    # Half precision cannot hold so many units.
+    units = (weights.detach().float() * WEIGHT_UNITS).round().to(counts.dtype)
     weight.index_add_(0, slots.flatten(), units.flatten())
 
 

@@ -13,13 +13,16 @@ ALLOWED = {
     "checkpoint": set(),
     "config": set(),
     "scores": set(),
+    "usage": set(),
+    "monitor": {"usage"},
+    "pictures": {"usage"},
     "criterions": {"config"},
-    "tasks": {"config", "scores"},
+    "tasks": {"config", "monitor", "pictures", "scores"},
     "ops": set(),
     "modules": {"checkpoint", "config", "ops"},
     "models": {"checkpoint", "config", "ops", "modules"},
 }
-FAIRSEQ_FREE = {"checkpoint", "ops", "scores"}
+FAIRSEQ_FREE = {"checkpoint", "monitor", "ops", "pictures", "scores", "usage"}
 
 
 def room_of(path):

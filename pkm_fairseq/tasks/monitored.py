@@ -1,5 +1,7 @@
 """Figures that are logged once for each validation set, those of memory usage among them."""
 
+from itertools import chain
+
 import torch.distributed as dist
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
@@ -35,10 +37,13 @@ class MonitoredTask(FairseqTask):
 
     def get_batch_iterator(self, dataset, **options):
         """Does what fairseq's task does, which is where a validation set begins."""
+        batches = super().get_batch_iterator(dataset, **options)
         name = next((name for name, known in self.datasets.items() if known is dataset), None)
-        self.monitor.begin_set(name, dataset)
+        # fairseq fills up the other workers' shards with the first batch of the first worker.
+        others = batches.frozen_batches[:1] if options.get("shard_id") else ()
+        self.monitor.begin_set(name, dataset, chain.from_iterable(others))
         self._figures_logged = False
-        return super().get_batch_iterator(dataset, **options)
+        return batches
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         step = super().train_step

@@ -23,7 +23,7 @@ for run in ${RUNS:-dense plain residual}; do
     case $run in
     dense) once dense pretrain dense "${UPDATES:-1500}" 1.5e-3 --seed 1 "${dense[@]}" ;;
     plain)
-        once plain pretrain plain "${MORE:-600}" 1.5e-3 --seed 2 "${with_memory[@]}" \
+        once plain pretrain plain "${MORE:-600}" 5e-4 --seed 2 "${with_memory[@]}" \
             --pkm-mode replace
         ;;
     residual)

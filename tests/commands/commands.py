@@ -137,10 +137,15 @@ def pretraining(data, save_dir, *, updates, **options):
     return [data, *flags({**fixed, **extra})]
 
 
+def log_lines(output, part):
+    """Returns all that a run with --log-format json printed of ``part``, line by line."""
+    lines = re.findall(rf"\| {part} \| (.*)|\[{part}\]\[INFO\] - (.*)", output)
+    return [json.loads(plain or hydra) for plain, hydra in lines]
+
+
 def logged(output, key, part="train_inner"):
     """Returns all values of ``key`` that a run with --log-format json printed."""
-    lines = re.findall(rf"\| {part} \| (.*)|\[{part}\]\[INFO\] - (.*)", output)
-    return [json.loads(plain or hydra)[key] for plain, hydra in lines]
+    return [line[key] for line in log_lines(output, part)]
 
 
 def load_model_state(path):

@@ -151,7 +151,7 @@ def test_fairseq_validate_gives_the_same_score(cola, glue):
         *("--criterion", "pkm_sentence_prediction", "--num-workers", 0, "--batch-size", 8),
         *("--path", folder / "checkpoint_last.pt", "--max-positions", 32),
     )
-    for key in ("valid_mcc", "valid_loss"):
+    for key in ("valid_mcc", "valid_loss", "valid_pkm_top1_usage", "valid_pkm_l1_kl"):
         assert logged(validated, key, "valid") == logged(output, key, "valid")[-1:]
 
 
