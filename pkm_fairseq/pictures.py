@@ -33,7 +33,9 @@ def draw_memory(counts):
         curve.
     """
     heads, slots_total = counts.shape[1:]
-    figure = Figure(figsize=(13, 4 * heads), layout="constrained")
+    # A pixel for each slot of up to 512 * 512; of more, one in several is seen.
+    dpi = min(max(90, math.isqrt(slots_total) // 3), 170)
+    figure = Figure(figsize=(13, 4 * heads), dpi=dpi, layout="constrained")
     for head, axes in enumerate(figure.subplots(heads, 3, squeeze=False)):
         top1, selected, weight = counts[:, head]
         of_head = f", head {head}" if heads > 1 else ""
@@ -60,12 +62,11 @@ def draw_grid(axes, counts, title):
     grid = counts.view(subkeys, subkeys).numpy().astype(float)
     grid[grid == 0] = np.nan
     used = np.isfinite(grid).mean()
-    # A picture has fewer pixels than a large memory has slots: the nearest slot stands for others.
     image = axes.imshow(
         grid, norm=LogNorm(1, max(2, np.nanmax(grid, initial=1))), interpolation="nearest"
     )
     axes.set(title=f"{title}: {used:.1%} of slots", xlabel="second sub-key", ylabel="first sub-key")
-    axes.figure.colorbar(image, ax=axes)
+    axes.figure.colorbar(image, ax=axes).minorticks_off()  # they take longer than all the rest
 
 
 def draw_curves(axes, weights):
@@ -87,6 +88,7 @@ def draw_curves(axes, weights):
         ylabel="share of the weight",
         title="sorted usage",
     )
+    axes.minorticks_off()
     axes.legend()
 
 

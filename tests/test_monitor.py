@@ -360,7 +360,11 @@ def test_each_validation_set_has_its_own_figures_and_drift():
     assert "pkm_drift" not in second
     assert first["pkm_top1_usage"] != second["pkm_top1_usage"]
     assert validate(monitor, model, one, name="valid")["pkm_drift"] > 0.8
-    assert validate(monitor, model, other, name="valid1") == {**second, "pkm_drift": 0, "pkm_l1_drift": 0}
+    assert validate(monitor, model, other, name="valid1") == {
+        **second,
+        "pkm_drift": 0,
+        "pkm_l1_drift": 0,
+    }
 
 
 def test_the_figures_of_each_head_are_those_of_its_reads():

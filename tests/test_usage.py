@@ -215,3 +215,16 @@ def test_drift_is_the_share_of_pairs_that_changed_and_adds_up_over_batches():
     assert torch.equal(sum(parts), count_changes(before, after))
     assert drift(count_changes(before, before)) == 0
     assert math.isnan(drift(count_changes(before[:0], after[:0])))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
+def test_on_a_gpu_counting_waits_for_nothing_and_counts_the_same():
+    reads = draw_reads(50)
+    counts = make_counts(HEADS, SLOTS, "cuda")
+    on_gpu = [part.cuda() for part in reads]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        add_reads(counts, *on_gpu)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(counts.cpu(), count(reads, heads=HEADS))

@@ -93,7 +93,7 @@ def draw_history(results):
 def as_png(figure):
     """Returns a picture as text to put into a page."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
+    figure.savefig(buffer, format="png")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
