@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import yaml
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -13,7 +12,7 @@ from tests import usage_by_definition as definition
 from tests.commands.commands import (
     MEMORY,
     MODEL,
-    ROOT,
+    load_model_state,
     log_lines,
     logged,
     pretraining,
@@ -309,24 +308,18 @@ def test_what_cannot_be_is_refused_in_one_line(data, tmp_path, changed, message)
 
 
 def test_usage_is_logged_in_bfloat16(small_set, tmp_path):
-    config = yaml.safe_load((ROOT / "user_dir_examples/pretraining/tiny.yaml").read_text())
-    config["task"]["_name"] = "pkm_masked_lm"
-    config["criterion"] = {
-        "_name": "pkm_masked_lm",
-        "pkm_drift_tokens": 0,
-        "pkm_usage_per_head": True,
-    }
-    (tmp_path / "usage.yaml").write_text(yaml.safe_dump(config))
     # On the other command line fairseq takes bfloat16 for a TPU's.
     output = run(
-        *("fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "usage"),
-        *(f"task.data={small_set}", f"checkpoint.save_dir={tmp_path}"),
+        *("fairseq-hydra-train", "--config-dir", "user_dir_examples/pretraining"),
+        *("--config-name", "tiny", f"task.data={small_set}", f"checkpoint.save_dir={tmp_path}"),
         *("task.sample_break_mode=complete", "task.tokens_per_sample=32"),
         *("common.memory_efficient_bf16=true", "common.bf16=true", "common.log_format=json"),
-        "common.tensorboard_logdir=null",
         *("dataset.batch_size=8", "dataset.num_workers=0", "optimization.max_update=2"),
-        "dataset.skip_invalid_size_inputs_valid_test=true",
+        *("dataset.skip_invalid_size_inputs_valid_test=true", "criterion.pkm_drift_tokens=0"),
+        "criterion.pkm_usage_per_head=true",
     )
+    state = load_model_state(tmp_path / "checkpoint_last.pt")
+    assert state["encoder.sentence_encoder.layers.1.pkm.values.weight"].dtype == torch.bfloat16
     (line,) = log_lines(output, "valid")
     figures = usage_of(line)
     assert 0 < figures["top1_usage"] <= figures["topk_usage"] <= 1
