@@ -66,6 +66,7 @@ def parse_args():
         "--contexts", type=_number_from(1), default=5, help="tokens to show of each (default: 5)"
     )
     parser.add_argument("--per-head", action="store_true", help="figures of each head as well")
+    parser.add_argument("--png", action="store_true", help="write each picture as a file, too")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     return parser.parse_args()
 
@@ -110,7 +111,7 @@ def report(args):
                 "history": read_history(checkpoint.tensorboard, args.subset),
             }
         )
-    write_report(results, args.dest, args.data, args.subset)
+    write_report(results, args.dest, args.data, args.subset, args.png)
 
 
 def _number_from(least):

@@ -21,7 +21,7 @@ HISTORY = {
 }
 
 
-def write_report(results, dest, data, subset):
+def write_report(results, dest, data, subset, png=False):
     """Writes ``report.html`` and ``report.json``, each whole or not at all.
 
     Args:
@@ -30,9 +30,10 @@ def write_report(results, dest, data, subset):
         dest: folder to write to.
         data: folder of the data set.
         subset: its name.
+        png: whether to write each picture as a file, too.
     """
     dest.mkdir(parents=True, exist_ok=True)
-    layers = sorted({layer for result in results for layer in result["counts"]})
+    pictures = {name: as_png(figure) for name, figure in draw(results)}
     page = (
         Environment(loader=PackageLoader("pkm_fairseq.report", "."), autoescape=True)
         .get_template("report.html")
@@ -41,24 +42,32 @@ def write_report(results, dest, data, subset):
             subset=subset,
             results=results,
             names=list(dict.fromkeys(name for result in results for name in result["figures"])),
-            comparison=as_png(draw_comparison(results, layers)),
-            history=as_png(draw_history(results)) if any(r["history"] for r in results) else None,
-            memories=[
-                {layer: as_png(draw_memory(counts)) for layer, counts in result["counts"].items()}
-                for result in results
-            ],
+            pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         )
     )
     figures = [
         {key: value for key, value in result.items() if key != "counts"} for result in results
     ]
-    _write(dest / "report.html", page)
     summary = {"data": str(data), "subset": subset, "checkpoints": figures}
-    _write(dest / "report.json", json.dumps(summary, indent=1, default=str))
+    for name, picture in pictures.items() if png else ():
+        _write(dest / f"{name.replace('/', '-')}.png", picture)
+    _write(dest / "report.html", page.encode())
+    _write(dest / "report.json", json.dumps(summary, indent=1).encode())
 
 
-def draw_comparison(results, layers):
+def draw(results):
+    """Yields the name and figure of each picture."""
+    yield "comparison", draw_comparison(results)
+    if any(result["history"] for result in results):
+        yield "history", draw_history(results)
+    for result in results:
+        for layer, counts in result["counts"].items():
+            yield f"{result['name']}.l{layer}", draw_memory(counts)
+
+
+def draw_comparison(results):
     """Draws, for each layer, the sorted usage curves of all checkpoints."""
+    layers = sorted({layer for result in results for layer in result["counts"]})
     figure = Figure(figsize=(6 * len(layers), 4.5), layout="constrained")
     for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers):
         draw_curves(
@@ -91,14 +100,14 @@ def draw_history(results):
 
 
 def as_png(figure):
-    """Returns a picture as text to put into a page."""
+    """Returns a picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
-def _write(path, text):
+def _write(path, content):
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     partial.replace(path)
     print(f"wrote {path}")

@@ -14,6 +14,7 @@ def test_the_quickstart_goes_on_after_a_kill_and_says_what_it_made(tmp_path):
     assert "data is there already" in output
     assert re.search(r"Training dense.*\n   done already", output)
     assert re.search(r"update 25  loss [\d.]+", output)
+    assert re.search(r"validation at update 25 .* top-1 usage 0\.\d+\n", output)
     assert re.search(r"perplexity of the model without memory +[\d.]+\n", output)
     assert re.search(r"perplexity with memory, after as many updates +[\d.]+\n", output)
     assert re.search(r"best Matthews correlation on the task, in percent +-?[\d.]+\n", output)
@@ -21,3 +22,4 @@ def test_the_quickstart_goes_on_after_a_kill_and_says_what_it_made(tmp_path):
         assert (tmp_path / name / "checkpoint_best.pt").exists()
         assert list((tmp_path / name / "tensorboard").rglob("events*"))
     assert (tmp_path / "submission" / "CoLA.tsv").exists()
+    assert (tmp_path / "report" / "report.html").exists()

@@ -37,7 +37,11 @@ def report(trained, data, tmp_path_factory):
     """The report on the run's first checkpoint and on its folder: the page and the figures."""
     folder, _ = trained
     dest = tmp_path_factory.mktemp("report")
-    make_report(data, folder / "checkpoint_1_10.pt", folder, "--dest", dest, "--slots", 3)
+    make_report(data, folder / "checkpoint_1_10.pt", folder, "--dest", dest, "--slots", 3, "--png")
+    pictures = {path.stem for path in dest.glob("*.png")}
+    name = folder.name
+    of_memories = {f"{name}{file}.l{i}" for file in ("", "-checkpoint_1_10") for i in (0, 1)}
+    assert pictures == {"comparison", "history", *of_memories}
     return (dest / "report.html").read_text(), json.loads((dest / "report.json").read_text())
 
 
