@@ -4,6 +4,7 @@ T tokens, H heads, K slots read per head, S slots, B sentences, L length of the 
 """
 
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,7 @@ def observe_reads(memories):
     reads = {layer: [] for layer in memories}
 
     def keep(search, layer, read):
-        # Activation checkpointing runs a layer twice, first without gradients.
+        # Activation checkpointing trains a layer with two passes, the first without gradients.
         if torch.is_grad_enabled() or not search.training:
             reads[layer].append(read)
 
@@ -58,18 +59,16 @@ class UsageMonitor:
 
     Args:
         per_head: whether to give the figures of each head as well.
-        drift_tokens: on how many tokens of a validation set, its first, to measure drift; whole
-            examples are taken.
     """
 
-    def __init__(self, per_head=False, drift_tokens=0):
+    def __init__(self, per_head=False):
         self.per_head = per_head
-        self.drift_tokens = drift_tokens
         self._tables = {}  # layer -> what names its table of values
+        self._sizes = {}  # layer -> heads and slots
         self._window = {}  # layer -> counts, (3, H, S), or (3, 1, S) for all heads together
         self._window_figures = {}
-        self._best_before = {}  # set -> what _best was when it was last validated
-        self.begin_set(None, [])
+        self._before = {}  # set -> _sizes and _best when it was last validated
+        self.begin_set(None)
 
     @contextmanager
     def watch_training(self, model, counted=True):
@@ -92,24 +91,20 @@ class UsageMonitor:
         if any(of_layer.any() for of_layer in counts.values()):
             self._window_figures = self._of_each_scope(counts, _window_figures)
 
-    def begin_set(self, name, dataset, others=()):
+    def begin_set(self, name, drift_examples=frozenset(), others=()):
         """Begins a validation set.
 
         Args:
             name: which set it is.
-            dataset: the set, whose ``num_tokens`` tells how long an example is.
+            drift_examples: those to measure drift on.
             others: examples that another worker counts, and this one gets only as filling.
         """
         self.name = name
-        self._drift_examples = 0  # those below this index
-        tokens = 0
-        while tokens < self.drift_tokens and self._drift_examples < len(dataset):
-            tokens += dataset.num_tokens(self._drift_examples)
-            self._drift_examples += 1
+        self._drift_examples = drift_examples
         self._counts = {}  # as _window
         self._seen = set(others)  # examples
         self._best = {}  # (layer, example) -> best slots of its tokens, (tokens, H)
-        self._totals = self._figures = None
+        self._totals = None
 
     @contextmanager
     def watch_validation(self, model, sample, pad):
@@ -127,26 +122,27 @@ class UsageMonitor:
             yield
         examples = sample["id"].tolist()
         counted = self._seen.isdisjoint(examples)
-        self._seen.update(examples)
-        self._totals = self._figures = None
+        self._totals = None
         self._count(self._counts, memories, reads, counted)
         if counted:
             real = sample["net_input"]["src_tokens"].ne(pad).t()  # (L, B), as memories get tokens
             self._keep_best(examples, real.cpu(), reads)
+            self._seen.update(examples)
 
     def _count(self, counts, memories, reads, counted):
         for layer, memory in memories.items():
-            self._tables[layer] = id(memory.values)
+            table = memory.values.weight
+            self._tables[layer] = id(table)
+            self._sizes[layer] = memory.heads, len(table)
             if layer not in counts:
                 heads = memory.heads if self.per_head else 1
-                table = memory.values.weight
                 counts[layer] = make_counts(heads, len(table), table.device)
             for slots, weights in reads[layer] if counted else ():
                 add_reads(counts[layer], slots, weights)
 
     def _keep_best(self, examples, real, reads):
         """Keeps the best slots of the examples that drift is measured on."""
-        kept = [i for i, example in enumerate(examples) if example < self._drift_examples]
+        kept = [i for i, example in enumerate(examples) if example in self._drift_examples]
         if not kept:
             return
         for layer, of_layer in reads.items():
@@ -167,19 +163,19 @@ class UsageMonitor:
         All begin with ``pkm_``; then follow the layer for those of one memory, ``pkm_l4_``, and the
         head for those of one head, ``pkm_l4_h0_``.
         """
-        # fairseq asks once for each figure, and each takes a sort of all slots.
-        if self._figures is None:
-            counts, changes = self._reduce()
-            self._figures = self._of_each_scope(counts, usage_figures)
-            if changes:
-                self._figures["pkm_drift"] = drift(sum(changes.values()))
-                for layer, of_layer in changes.items():
-                    self._figures[f"pkm_l{layer}_drift"] = drift(of_layer)
-        return {**self._figures, **self._window_figures}
+        counts, changes = self._reduce()
+        figures = self._of_each_scope(counts, usage_figures)
+        if changes:
+            figures["pkm_drift"] = drift(torch.cat(list(changes.values())))
+        for layer, of_layer in changes.items():
+            figures[f"pkm_l{layer}_drift"] = drift(of_layer)
+            for head in range(len(of_layer)) if self.per_head else ():
+                figures[f"pkm_l{layer}_h{head}_drift"] = drift(of_layer[head : head + 1])
+        return {**figures, **self._window_figures}
 
     def end_set(self):
         """Makes the set's best slots those that its next validation is compared with."""
-        self._best_before[self.name] = self._best
+        self._before[self.name] = {layer: self._sizes[layer] for layer in self._counts}, self._best
 
     def _reduce(self):
         """Adds up the counts and the changes of all workers, once for each state of the set."""
@@ -188,16 +184,21 @@ class UsageMonitor:
         return self._totals
 
     def _changes(self):
-        """Counts by layer the changes of best slots since the set was last validated, if it was."""
-        before = self._best_before.get(self.name)
-        if before is None or not self.drift_tokens:
-            return {}
+        """Counts changes of best slots since the set's last validation, by layer, (H, 2).
+
+        Without drift examples or an earlier validation there are none, and none of memories that
+        were not there or had other sizes.
+        """
+        sizes, before = self._before.get(self.name, ({}, {}))
         changes = {
-            layer: torch.zeros(2, dtype=torch.int64, device=counts.device)
+            layer: torch.zeros(self._sizes[layer][0], 2, dtype=torch.int64, device=counts.device)
             for layer, counts in self._counts.items()
+            if self._drift_examples and sizes.get(layer) == self._sizes[layer]
         }
-        for key in self._best.keys() & before.keys():
-            changes[key[0]] += count_changes(before[key], self._best[key]).to(changes[key[0]])
+        for layer, example in self._best.keys() & before.keys():
+            if layer in changes:
+                now, then = self._best[layer, example], before[layer, example]
+                changes[layer] += count_changes(then, now).to(changes[layer])
         return changes
 
     def _of_each_scope(self, counts, compute):
@@ -227,6 +228,22 @@ def _window_figures(counts):
         "stale_topk": 1 - usage(selected),
         "train_kl": kl_from_uniform(weight),
     }
+
+
+def first_examples(batches, tokens):
+    """Returns the examples that hold the first tokens of a set, whole ones, as a set.
+
+    Args:
+        batches: fairseq's EpochBatchIterator over the set.
+        tokens: how many tokens.
+    """
+    examples = set()
+    for example in chain.from_iterable(batches.frozen_batches):
+        if tokens <= 0:
+            break
+        examples.add(int(example))
+        tokens -= batches.dataset.num_tokens(example)
+    return examples
 
 
 def _memories_of(model):

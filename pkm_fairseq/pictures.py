@@ -13,11 +13,15 @@ import numpy as np
 logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 # ruff: noqa: E402 - after the above
+import torch.nn.functional as F
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from pkm_fairseq.usage import WEIGHT_SHARES, slots_carrying
+from pkm_fairseq.usage import WEIGHT_SHARES, slots_carrying, usage
+
+MOST_CELLS = 512
+CURVE_POINTS = 2000
 
 
 def draw_memory(counts):
@@ -33,15 +37,14 @@ def draw_memory(counts):
         curve.
     """
     heads, slots_total = counts.shape[1:]
-    # A pixel for each slot of up to 512 * 512; of more, one in several is seen.
-    dpi = min(max(90, math.isqrt(slots_total) // 3), 170)
+    dpi = min(max(90, math.isqrt(slots_total) // 3), MOST_CELLS // 3)  # a pixel for each slot
     figure = Figure(figsize=(13, 4 * heads), dpi=dpi, layout="constrained")
     for head, axes in enumerate(figure.subplots(heads, 3, squeeze=False)):
         top1, selected, weight = counts[:, head]
         of_head = f", head {head}" if heads > 1 else ""
         draw_grid(axes[0], top1, f"times best{of_head}")
         draw_grid(axes[1], selected, f"times selected{of_head}")
-        draw_curves(axes[2], {"": weight})
+        draw_curves(axes[2], [("", weight)])
         for percent in WEIGHT_SHARES:
             slots = slots_carrying(weight, percent)
             axes[2].axvline(max(slots, 1), color="grey", linestyle=":")
@@ -59,13 +62,20 @@ def draw_memory(counts):
 def draw_grid(axes, counts, title):
     """Draws the N x N grid of slots, coloured by the logarithm of their ``counts``, (S,)."""
     subkeys = math.isqrt(len(counts))
-    grid = counts.view(subkeys, subkeys).numpy().astype(float)
-    grid[grid == 0] = np.nan
-    used = np.isfinite(grid).mean()
+    # Of more slots than a picture has room for, the most used of some neighbours is shown.
+    cell = -(-subkeys // MOST_CELLS)
+    grid = F.max_pool2d(counts.double().view(1, subkeys, subkeys), cell, ceil_mode=True)[0]
     image = axes.imshow(
-        grid, norm=LogNorm(1, max(2, np.nanmax(grid, initial=1))), interpolation="nearest"
+        grid.where(grid > 0, math.nan),
+        norm=LogNorm(1, max(2, grid.max().item())),
+        interpolation="nearest",
+        extent=(-0.5, subkeys - 0.5, subkeys - 0.5, -0.5),
     )
-    axes.set(title=f"{title}: {used:.1%} of slots", xlabel="second sub-key", ylabel="first sub-key")
+    axes.set(
+        title=f"{title}: {usage(counts):.1%} of slots",
+        xlabel="second sub-key",
+        ylabel="first sub-key",
+    )
     axes.figure.colorbar(image, ax=axes).minorticks_off()  # they take longer than all the rest
 
 
@@ -74,13 +84,15 @@ def draw_curves(axes, weights):
 
     Args:
         axes: where to draw.
-        weights: a dict from label to the weights of a memory's slots, (S,).
+        weights: a list of a label and the weights of a memory's slots, (S,), for each.
     """
-    for label, weight in weights.items():
-        share = weight.sort(descending=True).values.double() / weight.sum()
-        axes.plot(np.arange(1, len(share) + 1), share, label=label)
-    uniform = 1 / len(weight)
-    axes.axhline(uniform, color="black", linestyle="--", linewidth=1, label="all slots alike")
+    for label, weight in weights:
+        share = weight.double().sort(descending=True).values / weight.double().sum()
+        ranks = np.unique(np.geomspace(1, len(share), CURVE_POINTS).round().astype(int))
+        axes.plot(ranks, share[ranks - 1], label=label)
+    for slots_total in {len(weight) for _, weight in weights}:
+        label = f"all {slots_total:,} slots alike"
+        axes.axhline(1 / slots_total, color="black", linestyle="--", linewidth=1, label=label)
     axes.set(
         xscale="log",
         yscale="log",
@@ -89,7 +101,7 @@ def draw_curves(axes, weights):
         title="sorted usage",
     )
     axes.minorticks_off()
-    axes.legend()
+    axes.legend(loc="lower left")  # to find the best place takes longer than to draw
 
 
 class UsageWriter:

@@ -3,7 +3,7 @@
 T tokens, H heads, K slots read per head, S slots. ``counts``, (3, ..., S), int64, holds for each
 slot how often it was the best of a head, how often it was selected, and the sum of its weights. All
 three are integers, weights in units of 2**-24: such sums are exact in any order, so that several
-workers, other batches or a GPU give what one CPU gives, and none overflows before 2**39 reads.
+workers, other batches or a GPU give what one CPU gives, and no slot's overflows before 2**39 reads.
 """
 
 import math
@@ -74,35 +74,39 @@ def kl_from_uniform(counts):
     From 0, all slots alike, to log(S), one slot only; NaN if nothing was counted. Lample et al.
     2019, section 4.2, "Evaluation metrics", take the weights; unweighted are the selections.
     """
-    z = counts.double() / counts.sum()
+    z = counts.double() / counts.double().sum()
     return math.log(len(z)) + torch.special.xlogy(z, z).sum().item()
 
 
 def slots_carrying(weight, percent):
     """Returns the least number of slots that together carry ``percent`` of the weight, (S,)."""
-    carried = weight.sort(descending=True).values.cumsum(0)
-    return int((carried.double() < carried[-1].double() * percent / 100).sum()) + bool(carried[-1])
+    carried = weight.double().sort(descending=True).values.cumsum(0)
+    return int((carried < carried[-1] * percent / 100).sum()) + bool(carried[-1])
 
 
 def count_changes(before, after):
-    """Counts the (token, head) pairs whose best slot has changed.
+    """Counts for each head the tokens whose best slot has changed.
 
     Args:
         before: best slot of each token and head, (T, H).
         after: the same for the same tokens later.
 
     Returns:
-        Pairs changed and pairs compared, (2,), int64; such counts can be added.
+        Tokens changed and tokens compared, (H, 2), int64; such counts can be added.
     """
-    return torch.stack([(before != after).sum(), torch.tensor(before.numel())])
+    changed = (before != after).sum(0)  # (H,)
+    return torch.stack([changed, torch.full_like(changed, len(before))], 1)
 
 
 def drift(changes):
-    """Returns the share, 0 to 1, of pairs that changed, of ``count_changes``; NaN of none.
+    """Returns the share, 0 to 1, of (token, head) pairs that changed; NaN of none.
 
     Kim & Jung 2020's "catastrophic drift" as a number.
+
+    Args:
+        changes: as ``count_changes`` counts, (H, 2).
     """
-    changed, compared = changes.tolist()
+    changed, compared = changes.sum(0).tolist()
     return changed / compared if compared else math.nan
 
 

@@ -4,8 +4,7 @@ from itertools import count
 import pytest
 import torch
 
-from pkm_fairseq.monitor import UsageMonitor, observe_reads
-from pkm_fairseq.usage import usage_figures
+from pkm_fairseq.monitor import UsageMonitor, first_examples, observe_reads
 from tests import usage_by_definition as definition
 from tests.models.tiny import draw_tokens, make_memory_model, make_model
 
@@ -16,10 +15,14 @@ SLOTS = 64
 class Sentences:
     """A validation set: rows of tokens, as long as they are until their padding."""
 
-    def __init__(self, tokens, lengths=None):
+    def __init__(self, tokens, lengths=None, drift_tokens=0):
         self.tokens = tokens.clone()
         for row, length in zip(self.tokens, lengths or ()):
             row[length:] = PAD
+        self.drift_tokens = drift_tokens
+        # What is asked of fairseq's iterator.
+        self.dataset = self
+        self.frozen_batches = [range(len(tokens))]
 
     def __len__(self):
         return len(self.tokens)
@@ -37,7 +40,7 @@ class Sentences:
 def validate(monitor, model, sentences, *batches, name="valid"):
     """Validates as the task does; without batches, on one of all sentences."""
     model.eval()
-    monitor.begin_set(name, sentences)
+    monitor.begin_set(name, first_examples(sentences, sentences.drift_tokens))
     for examples in batches or [range(len(sentences))]:
         batch = sentences.batch(*examples)
         with monitor.watch_validation(model, batch, PAD), torch.no_grad():
@@ -127,7 +130,7 @@ def test_the_filling_of_a_shard_that_another_worker_counts_is_not_counted():
     sentences = Sentences(draw_tokens(4, 5))
     monitor = UsageMonitor()
     expected = validate(monitor, model, sentences, (2, 3))
-    monitor.begin_set("valid", sentences, others=[0, 1])
+    monitor.begin_set("valid", others=[0, 1])
     for examples in ((2, 3), (0, 1)):
         batch = sentences.batch(*examples)
         with monitor.watch_validation(model, batch, PAD):
@@ -149,7 +152,7 @@ def test_a_layer_whose_reads_are_not_counted_has_counts_of_zero():
     model = make_memory_model(pkm_layers=[0, 2])
     sentences = Sentences(draw_tokens(2, 5))
     monitor = UsageMonitor()
-    monitor.begin_set("valid", sentences)
+    monitor.begin_set("valid")
     batch = sentences.batch(0, 1)
     with monitor.watch_validation(model.eval(), batch, PAD):
         pass
@@ -240,7 +243,7 @@ def test_an_exception_counts_nothing_and_leaves_nothing_behind(training):
     sentences = Sentences(draw_tokens(4, 5))
     batch = sentences.batch(0, 1, 2, 3)
     hooks, monitor = hooks_of(model), UsageMonitor()
-    monitor.begin_set("valid", sentences)
+    monitor.begin_set("valid")
     watch = (
         monitor.watch_training(model) if training else monitor.watch_validation(model, batch, PAD)
     )
@@ -257,7 +260,7 @@ def test_a_batch_tried_again_after_an_exception_is_counted():
     batch = sentences.batch(0, 1, 2, 3)
     monitor = UsageMonitor()
     expected = validate(monitor, model, sentences)
-    monitor.begin_set("valid", sentences)
+    monitor.begin_set("valid")
     with pytest.raises(RuntimeError, match="out of memory"):
         run_out_of_memory(monitor.watch_validation(model, batch, PAD), model, batch)
     with monitor.watch_validation(model, batch, PAD):
@@ -270,10 +273,10 @@ def test_watching_leaves_nothing_on_the_model_and_does_not_change_what_it_comput
     names, hooks, tokens = set(model.state_dict()), hooks_of(model), draw_tokens(3, 7)
     alone = make_memory_model()
     alone.train()(tokens)[0].sum().backward()
-    monitor = UsageMonitor(per_head=True, drift_tokens=100)
+    monitor = UsageMonitor(per_head=True)
     train(monitor, model, tokens)
     monitor.end_window()
-    validate(monitor, model, Sentences(tokens))
+    validate(monitor, model, Sentences(tokens, drift_tokens=100))
     assert hooks_of(model) == hooks
     assert set(model.state_dict()) == names
     for name, parameter in alone.named_parameters():
@@ -285,8 +288,8 @@ def test_watching_leaves_nothing_on_the_model_and_does_not_change_what_it_comput
 
 def test_the_first_validation_has_no_drift_and_the_same_model_again_none_at_all():
     model = make_memory_model()
-    sentences = Sentences(draw_tokens(5, 6), lengths=[6, 2, 4, 1, 5])
-    monitor = UsageMonitor(drift_tokens=100)
+    sentences = Sentences(draw_tokens(5, 6), [6, 2, 4, 1, 5], drift_tokens=100)
+    monitor = UsageMonitor()
     assert not [name for name in validate(monitor, model, sentences) if "drift" in name]
     # In other batches, with other padding.
     figures = validate(monitor, model, sentences, (4, 0), (1, 3), (2,))
@@ -295,8 +298,8 @@ def test_the_first_validation_has_no_drift_and_the_same_model_again_none_at_all(
 
 def test_drift_is_nearly_all_after_the_subkeys_are_drawn_anew():
     model = make_memory_model()
-    sentences = Sentences(draw_tokens(8, 10))
-    monitor = UsageMonitor(drift_tokens=100)
+    sentences = Sentences(draw_tokens(8, 10), drift_tokens=100)
+    monitor = UsageMonitor()
     validate(monitor, model, sentences)
     redraw_subkeys(model)
     assert validate(monitor, model, sentences)["pkm_drift"] > 0.9
@@ -305,9 +308,9 @@ def test_drift_is_nearly_all_after_the_subkeys_are_drawn_anew():
 @pytest.mark.parametrize(("drift_tokens", "examples"), [(1, 1), (4, 1), (5, 2), (7, 3), (99, 5)])
 def test_drift_is_of_the_first_tokens_in_whole_examples_wherever_they_stand(drift_tokens, examples):
     model = make_memory_model()
-    sentences = Sentences(draw_tokens(5, 10), lengths=[4, 2, 10, 3, 8])
+    sentences = Sentences(draw_tokens(5, 10), [4, 2, 10, 3, 8], drift_tokens)
     first = sentences.tokens[:examples]
-    monitor = UsageMonitor(drift_tokens=drift_tokens)
+    monitor = UsageMonitor()
     validate(monitor, model, sentences, (3, 1, 0), (4, 2))
     before, _ = reads_of(model, first)
     with torch.no_grad():
@@ -320,8 +323,8 @@ def test_drift_is_of_the_first_tokens_in_whole_examples_wherever_they_stand(drif
 
 def test_drift_of_several_memories_is_of_all_their_tokens_together():
     model = make_memory_model(pkm_layers=[0, 2])
-    sentences = Sentences(draw_tokens(5, 6))
-    monitor = UsageMonitor(drift_tokens=100)
+    sentences = Sentences(draw_tokens(5, 6), drift_tokens=100)
+    monitor = UsageMonitor()
     validate(monitor, model, sentences)
     redraw_subkeys(model, layer=2)
     figures = validate(monitor, model, sentences)
@@ -331,29 +334,42 @@ def test_drift_of_several_memories_is_of_all_their_tokens_together():
 
 
 def test_drift_of_no_tokens_is_not_measured():
-    model, monitor = make_memory_model(), UsageMonitor(drift_tokens=0)
+    model, monitor = make_memory_model(), UsageMonitor()
     sentences = Sentences(draw_tokens(2, 5))
     validate(monitor, model, sentences)
     assert "pkm_drift" not in validate(monitor, model, sentences)
 
 
-def test_figures_are_computed_once_however_often_they_are_asked_for(monkeypatch):
-    # fairseq asks once for each of them.
-    computed = []
-    monkeypatch.setattr(
-        "pkm_fairseq.monitor.usage_figures",
-        lambda counts: computed.append(1) or usage_figures(counts),
-    )
+def test_drift_is_not_measured_between_memories_of_different_sizes():
+    sentences = Sentences(draw_tokens(2, 5), drift_tokens=100)
     monitor = UsageMonitor()
-    figures = validate(monitor, make_memory_model(), Sentences(draw_tokens(2, 5)))
-    assert monitor.figures() == figures
-    assert len(computed) == 2
+    validate(monitor, make_memory_model(pkm_layers=[0, 1]), sentences)
+    figures = validate(monitor, make_memory_model(pkm_layers=[1, 2]), sentences)
+    assert [name for name in figures if "drift" in name] == ["pkm_drift", "pkm_l1_drift"]
+    for other in ({"pkm_heads": 4}, {"pkm_subkeys": 9}, {"pkm_layers": [0]}):
+        figures = validate(monitor, make_memory_model(**other), sentences)
+        assert not [name for name in figures if "drift" in name], other
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
+def test_watching_an_update_on_a_gpu_waits_for_nothing():
+    model, monitor = make_memory_model().cuda(), UsageMonitor(per_head=True)
+    tokens = draw_tokens(3, 7).cuda()
+    model.train()(tokens)[0].sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(monitor, model, tokens)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    monitor.end_window()
+    assert monitor.figures()["pkm_stale_topk"] < 1
 
 
 def test_each_validation_set_has_its_own_figures_and_drift():
     model = make_memory_model()
-    monitor = UsageMonitor(drift_tokens=100)
-    one, other = Sentences(draw_tokens(4, 8)), Sentences(draw_tokens(1, 3))
+    monitor = UsageMonitor()
+    one = Sentences(draw_tokens(4, 8), drift_tokens=100)
+    other = Sentences(draw_tokens(1, 3), drift_tokens=100)
     first = validate(monitor, model, one, name="valid")
     redraw_subkeys(model)
     second = validate(monitor, model, other, name="valid1")
@@ -375,6 +391,15 @@ def test_the_figures_of_each_head_are_those_of_its_reads():
     assert_figures(figures, slots, weights, "pkm_l1_")
     for head in range(2):
         assert_figures(figures, slots[:, head], weights[:, head], f"pkm_l1_h{head}_")
+    sentences.drift_tokens = 100
+    monitor = UsageMonitor(per_head=True)
+    validate(monitor, model, sentences)
+    redraw_subkeys(model)
+    after, _ = reads_of(model, sentences.tokens)
+    changed = (slots[..., 0] != after[..., 0]).double().mean(0).tolist()
+    figures = validate(monitor, model, sentences)
+    assert [figures[f"pkm_l1_h{head}_drift"] for head in range(2)] == pytest.approx(changed)
+    figures = validate(UsageMonitor(per_head=True), model, sentences)
     without = validate(UsageMonitor(), model, sentences)
     assert without.items() < figures.items()
     assert not [name for name in without if "_h" in name]
@@ -399,12 +424,12 @@ def test_memories_together_are_figured_by_the_rows_of_values_they_have(shared):
 def test_a_model_without_memory_has_no_figures(model):
     sentences = Sentences(draw_tokens(2, 5))
     batch = sentences.batch(0, 1)
-    monitor = UsageMonitor(per_head=True, drift_tokens=10)
+    monitor = UsageMonitor(per_head=True)
     with monitor.watch_training(model):
         pass
     monitor.end_window()
     for _ in range(2):
-        monitor.begin_set("valid", sentences)
+        monitor.begin_set("valid")
         with monitor.watch_validation(model, batch, PAD):
             pass
         assert monitor.figures() == {}

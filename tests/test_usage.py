@@ -209,7 +209,7 @@ def test_memories_that_share_a_table_are_added_up_and_stay_as_they_were():
 def test_drift_is_the_share_of_pairs_that_changed_and_adds_up_over_batches():
     before = torch.tensor([[0, 1], [2, 3], [4, 5]])
     after = torch.tensor([[0, 9], [2, 3], [9, 9]])
-    assert count_changes(before, after).tolist() == [3, 6]
+    assert count_changes(before, after).tolist() == [[1, 3], [2, 3]]
     assert drift(count_changes(before, after)) == 0.5
     parts = [count_changes(before[i : i + 1], after[i : i + 1]) for i in range(3)]
     assert torch.equal(sum(parts), count_changes(before, after))
@@ -228,3 +228,12 @@ def test_on_a_gpu_counting_waits_for_nothing_and_counts_the_same():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(counts.cpu(), count(reads, heads=HEADS))
+
+
+def test_figures_of_counts_whose_sum_overflows_are_right():
+    counts = torch.full((3, 4096), 2**62)
+    counts[:, 1024:] = 0
+    figures = usage_figures(counts)
+    assert figures["top1_usage"] == 0.25
+    assert figures["kl"] == figures["kl_unweighted"] == pytest.approx(math.log(4))
+    assert figures["slots50"] == 512

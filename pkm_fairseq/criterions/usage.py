@@ -6,6 +6,9 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
+# A figure that compares with the validation before, or that needs updates since then.
+NOT_AT_EVERY_VALIDATION = ("drift", "stale_top1", "stale_topk", "train_kl")
+
 
 @dataclass
 class UsageConfig(FairseqDataclass):
@@ -22,6 +25,8 @@ class UsageConfig(FairseqDataclass):
         },
     )
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
+    train_subset: str = II("dataset.train_subset")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
 
 
 def check_usage(cfg, task, name):
@@ -42,4 +47,10 @@ def check_usage(cfg, task, name):
     if cfg.pkm_drift_tokens < 0:
         raise ValueError(
             f"--pkm-drift-tokens {cfg.pkm_drift_tokens} is below 0: give a number of tokens, or 0"
+        )
+    metric = cfg.best_checkpoint_metric
+    if metric.startswith("pkm_") and metric.endswith(NOT_AT_EVERY_VALIDATION):
+        raise ValueError(
+            f"--best-checkpoint-metric {metric} is not there at every validation: choose "
+            "a figure of the validation set alone, such as pkm_top1_usage"
         )

@@ -35,7 +35,7 @@ def load_interface(folder, checkpoint_file, data, bpe, overrides):
     }
     state = load_checkpoint_to_cpu(str(path), overrides)
     _make_ours(state.get("args") or state["cfg"].model, memory)
-    _drop_unknown_task_options(state.get("cfg"))
+    drop_unknown_task_options(state.get("cfg"))
     (model,), cfg, task = load_model_ensemble_and_task([str(path)], state=state)
     return RobertaHubInterface(cfg, task, model)
 
@@ -88,7 +88,7 @@ def _make_ours(args, memory):
             setattr(args, name, value)
 
 
-def _drop_unknown_task_options(cfg):
+def drop_unknown_task_options(cfg):
     """Leaves out options of the task that a newer fairseq has saved and this one does not know."""
     dataclass = TASK_DATACLASS_REGISTRY.get(cfg.task._name) if cfg and cfg.task else None
     if dataclass is not None:

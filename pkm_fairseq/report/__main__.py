@@ -14,7 +14,7 @@ import torch
 
 from pkm_fairseq.monitor import UsageMonitor
 
-from .checkpoints import open_checkpoint
+from .checkpoints import names_apart, open_checkpoint
 from .evaluate import DataSet, count_usage, find_contexts
 from .history import read_history
 from .render import write_report
@@ -27,7 +27,7 @@ def main():
     logging.getLogger().setLevel(logging.WARNING)
     try:
         report(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -74,16 +74,22 @@ def parse_args():
 def report(args):
     """Runs each checkpoint over the data set and writes what it finds."""
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+    args.dest.mkdir(parents=True, exist_ok=True)
     last = open_checkpoint(args.checkpoints[-1], args.data)
     data = DataSet(last.task, args.subset, args.batch_size, last.model, device)
     text = TokenText(last.task.source_dictionary, [args.data, last.file.parent])
-    monitor = UsageMonitor(args.per_head, args.drift_tokens)
+    monitor = UsageMonitor(args.per_head)
     results = []
-    for path in args.checkpoints:
-        checkpoint = open_checkpoint(path, args.data, last.task)
+    for path, name in zip(args.checkpoints, names_apart(args.checkpoints)):
+        is_last = len(results) == len(args.checkpoints) - 1
+        checkpoint = last if is_last else open_checkpoint(path, args.data, last.task)
         model = checkpoint.model.to(device).eval()
-        name = path.name if path.is_dir() else f"{path.parent.name}/{path.stem}"
-        figures, counts = count_usage(model, data, f"{name}: usage", monitor)
+        if model.max_positions() < data.max_positions:
+            raise ValueError(
+                f"{checkpoint.file} reads {model.max_positions()} tokens at once, but the data is "
+                f"read for {last.file}, which reads {data.max_positions}: report on them apart"
+            )
+        figures, counts = count_usage(model, data, f"{name}: usage", monitor, args.drift_tokens)
         weights = {layer: of_layer[2].sum(0) for layer, of_layer in counts.items()}  # (S,) each
         slots = {
             layer: weight.topk(min(args.slots, len(weight))).indices.tolist()
@@ -108,7 +114,7 @@ def report(args):
                     ]
                     for layer, of_layer in slots.items()
                 },
-                "history": read_history(checkpoint.tensorboard, args.subset),
+                "history": read_history(checkpoint.tensorboard, args.subset, checkpoint.updates),
             }
         )
     write_report(results, args.dest, args.data, args.subset, args.png)

@@ -6,6 +6,8 @@ from typing import Optional
 
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu, load_model_ensemble_and_task
 
+from pkm_fairseq.models.hub import drop_unknown_task_options
+
 
 @dataclass
 class Checkpoint:
@@ -45,6 +47,7 @@ def open_checkpoint(path, data, task=None):
         if not files:
             raise ValueError(f"there is no checkpoint in {path} yet")
     file, state = _read_first_whole(files, {"data": str(data)})
+    drop_unknown_task_options(state.get("cfg"))
     try:
         (model,), cfg, task = load_model_ensemble_and_task([str(file)], task=task, state=state)
     except FileNotFoundError as error:
@@ -62,6 +65,21 @@ def open_checkpoint(path, data, task=None):
         model=model,
         task=task,
     )
+
+
+def names_apart(paths):
+    """Names folders, and files by folder and stem, with as many parents as tell them apart."""
+    parts = []
+    for path in map(Path.resolve, paths):
+        *parents, name = path.parts
+        if path.is_file():
+            name = f"{parents.pop()}/{path.stem}"
+        parts.append((*parents, name))
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of_path[-length:]) for of_path in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
 
 
 def _read_first_whole(files, overrides):

@@ -10,7 +10,7 @@ import torch
 from fairseq import utils
 from tqdm import tqdm
 
-from pkm_fairseq.monitor import observe_reads
+from pkm_fairseq.monitor import first_examples, observe_reads
 
 
 class Context(NamedTuple):
@@ -39,33 +39,32 @@ class DataSet:
     def __init__(self, task, subset, batch_size, model, device):
         try:
             task.load_dataset(subset, combine=False, epoch=1)
-        except (FileNotFoundError, KeyError) as error:
+        except (FileNotFoundError, KeyError, AssertionError) as error:  # each task has its own
             raise ValueError(f"--subset {subset} cannot be read: {error}") from error
         self.subset = subset
-        self.examples = task.dataset(subset)
         self.pad = task.source_dictionary.pad()
+        self.max_positions = model.max_positions()
+        self.iterator = task.get_batch_iterator(
+            task.dataset(subset),
+            max_sentences=batch_size,
+            max_positions=utils.resolve_max_positions(task.max_positions(), self.max_positions),
+            ignore_invalid_inputs=True,
+        )
         self._device = device
-        self._options = {
-            "max_sentences": batch_size,
-            "max_positions": utils.resolve_max_positions(
-                task.max_positions(), model.max_positions()
-            ),
-            "ignore_invalid_inputs": True,
-        }
-        self._get_batch_iterator = task.get_batch_iterator
+        if not self.iterator.frozen_batches:
+            raise ValueError(f"--subset {subset} has no sentence that is short enough")
 
     def batches(self, title):
         """Yields the batches, with the same words masked as in fairseq's validations."""
-        iterator = self._get_batch_iterator(self.examples, **self._options)
-        epoch = iterator.next_epoch_itr(shuffle=False, set_dataset_epoch=False)
+        epoch = self.iterator.next_epoch_itr(shuffle=False, set_dataset_epoch=False)
         for batch in tqdm(epoch, desc=title):
             yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
 
 
 @torch.no_grad()
-def count_usage(model, data, title, monitor):
+def count_usage(model, data, title, monitor, drift_tokens):
     """Returns the figures and counts that ``monitor`` makes of a data set."""
-    monitor.begin_set(data.subset, data.examples)
+    monitor.begin_set(data.subset, first_examples(data.iterator, drift_tokens))
     for batch in data.batches(title):
         with monitor.watch_validation(model, batch, data.pad):
             model(**batch["net_input"], features_only=True)

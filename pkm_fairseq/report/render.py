@@ -72,11 +72,11 @@ def draw_comparison(results):
     for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers):
         draw_curves(
             axes,
-            {
-                result["name"]: result["counts"][layer][2].sum(0)
+            [
+                (result["name"], result["counts"][layer][2].sum(0))
                 for result in results
                 if layer in result["counts"]
-            },
+            ],
         )
         axes.set_title(f"layer {layer}")
     return figure
@@ -90,7 +90,7 @@ def draw_history(results):
     figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
     for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names):
         for result in results:
-            if name in result["history"]:
+            if result["history"].get(name):
                 axes.plot(*zip(*result["history"][name]), marker=".", label=result["name"])
         axes.set(title=HISTORY[name], xlabel="updates")
         axes.legend()

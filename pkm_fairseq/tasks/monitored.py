@@ -6,8 +6,7 @@ import torch.distributed as dist
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 
-from pkm_fairseq.monitor import UsageMonitor
-from pkm_fairseq.pictures import UsageWriter
+from pkm_fairseq.monitor import UsageMonitor, first_examples
 
 
 class MonitoredTask(FairseqTask):
@@ -21,40 +20,57 @@ class MonitoredTask(FairseqTask):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.monitor = UsageMonitor()
-        self._counts_usage = self._figures_logged = False
+        self._usage = None  # the criterion's options, if it asks for figures of usage
         self._pictures = None
+        self._figures_logged = False
+        self._figures = None
 
     def build_criterion(self, cfg, *args, **options):
         criterion = super().build_criterion(cfg, *args, **options)
-        usage = getattr(criterion, "usage_config", None)
-        if usage is not None:
-            self._counts_usage = True
-            self.monitor = UsageMonitor(usage.pkm_usage_per_head, usage.pkm_drift_tokens)
-            is_first = not dist.is_initialized() or dist.get_rank() == 0
-            if usage.tensorboard_logdir and is_first:
-                self._pictures = UsageWriter(usage.tensorboard_logdir)
+        self._usage = getattr(criterion, "usage_config", None)
+        if self._usage is not None:
+            self.monitor = UsageMonitor(self._usage.pkm_usage_per_head)
+            if self._usage.tensorboard_logdir and (
+                not dist.is_initialized() or dist.get_rank() == 0
+            ):
+                # Only who draws needs matplotlib.
+                from pkm_fairseq.pictures import UsageWriter
+
+                self._pictures = UsageWriter(self._usage.tensorboard_logdir)
         return criterion
 
     def get_batch_iterator(self, dataset, **options):
-        """Does what fairseq's task does, which is where a validation set begins."""
-        batches = super().get_batch_iterator(dataset, **options)
+        """Does what fairseq's task does, which is where a validation set begins.
+
+        If figures are asked for, the batches of a validation set are not made multiples of
+        ``--required-batch-size-multiple``: some builds of fairseq leave out the rows that fill no
+        multiple, and the figures are to be those of the whole set.
+        """
         name = next((name for name, known in self.datasets.items() if known is dataset), None)
+        self._figures_logged = False
+        self._figures = None
+        if self._usage is None:
+            return super().get_batch_iterator(dataset, **options)
+        if name != self._usage.train_subset:
+            options["required_batch_size_multiple"] = 1
+        batches = super().get_batch_iterator(dataset, **options)
         # fairseq fills up the other workers' shards with the first batch of the first worker.
         others = batches.frozen_batches[:1] if options.get("shard_id") else ()
-        self.monitor.begin_set(name, dataset, chain.from_iterable(others))
-        self._figures_logged = False
+        drift_examples = first_examples(batches, self._usage.pkm_drift_tokens)
+        self.monitor.begin_set(name, drift_examples, chain.from_iterable(others))
         return batches
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         step = super().train_step
         arguments = (sample, model, criterion, optimizer, update_num, ignore_grad)
-        if not self._counts_usage:
+        if self._usage is None:
             return step(*arguments)
         with self.monitor.watch_training(model, counted=not ignore_grad):
             return step(*arguments)
 
     def valid_step(self, sample, model, criterion):
-        if not self._counts_usage:
+        self._figures = None
+        if self._usage is None:
             return super().valid_step(sample, model, criterion)
         with self.monitor.watch_validation(model, sample, self.source_dictionary.pad()):
             return super().valid_step(sample, model, criterion)
@@ -63,9 +79,15 @@ class MonitoredTask(FairseqTask):
         super().begin_valid_epoch(epoch, model)
         self.monitor.end_window()
 
-    def figures(self):
+    def compute_figures(self):
         """Returns the figures of the validation set so far, by the name under which to log them."""
         return self.monitor.figures()
+
+    def figures(self):
+        """Returns what ``compute_figures`` does, computed once however often fairseq asks."""
+        if self._figures is None:
+            self._figures = self.compute_figures()
+        return self._figures
 
     def reduce_metrics(self, logging_outputs, criterion):
         """Logs what the criterion logs and, in validation, the figures."""

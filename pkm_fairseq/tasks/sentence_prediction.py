@@ -29,13 +29,7 @@ class PKMSentencePredictionTask(InitFromTask, MonitoredTask, SentencePredictionT
         self._recorded = {}
 
     def get_batch_iterator(self, dataset, **options):
-        """Does what fairseq's task does, which is where a validation set begins.
-
-        Batches are not made multiples of ``--required-batch-size-multiple``: some builds of fairseq
-        leave out the rows that fill no multiple, and the metrics are to be those of the whole set.
-        """
         self._recorded = {}
-        options["required_batch_size_multiple"] = 1
         return super().get_batch_iterator(dataset, **options)
 
     def record(self, ids, predictions, targets):
@@ -64,5 +58,5 @@ class PKMSentencePredictionTask(InitFromTask, MonitoredTask, SentencePredictionT
         positive = self.label_dictionary.index("1") - self.label_dictionary.nspecial
         return classification_scores(predictions, targets, positive if positive >= 0 else None)
 
-    def figures(self):
-        return {**super().figures(), **(self.scores() if self._recorded else {})}
+    def compute_figures(self):
+        return {**super().compute_figures(), **(self.scores() if self._recorded else {})}
