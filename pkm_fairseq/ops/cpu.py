@@ -12,11 +12,16 @@ import torch
 
 @lru_cache(maxsize=None)
 def numba_imports():
-    """Returns whether numba is installed and fits the numpy that is installed."""
+    """Returns whether numba is installed and fits the numpy that is installed; starts it if so."""
+    threads = torch.get_num_threads()
     try:
-        import numba  # noqa: F401 - only to see whether it imports
+        import numba
     except ImportError:
         return False
+    # Starting numba's threads sets OpenMP's number of threads, which is torch's too: start them
+    # now, and give torch its number back.
+    numba.set_num_threads(numba.get_num_threads())
+    torch.set_num_threads(threads)
     return True
 
 

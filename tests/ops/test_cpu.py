@@ -25,6 +25,19 @@ def test_a_kernel_is_compiled_where_no_folder_can_keep_it():
     assert compiled()(namespace["double"])(3) == 6
 
 
+@needs_numba
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernels_leave_the_number_of_torch_threads_alone(threads, monkeypatch):
+    monkeypatch.delenv("PKM_KERNELS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        product_key_topk(torch.zeros(2, 3), torch.zeros(2, 3), 1)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_ops_work_before_and_after_data_loader_workers_are_forked(form):
     torch.manual_seed(0)
     values, grad_output = torch.randn(9, 4), torch.randn(6, 4)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 # Rows are handled in pieces of this many numbers: few enough that their memory stays at hand.
-PIECE = 2**21
+PIECE = 2**22
 
 
 def eager_touched_row_gradients(values, slots, weights, grad_output, out=None):
