@@ -24,5 +24,9 @@ setup(
         "torch>=2.4",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "ruff"]},
+    extras_require={
+        # CPU kernels of pkm_fairseq.ops; older Pythons do without.
+        "cpu": ['numba; python_version >= "3.10"'],
+        "test": ["pytest", "ruff"],
+    },
 )

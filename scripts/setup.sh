@@ -37,7 +37,7 @@ fi
 echo "   torch"
 pip install "$torch" numpy cython setuptools wheel
 echo "   fairseq and the rest"
-pip install $isolation --editable ".[test]"
+pip install $isolation --editable ".[test,cpu]"
 "$venv/bin/python" -c 'import pkm_fairseq'
 echo "$wanted" > "$venv/ready"
 echo "== $venv is ready"

@@ -1,12 +1,21 @@
 import pytest
 import torch
 
-from pkm_fairseq.ops import weighted_bag
+from pkm_fairseq.ops import touched_row_gradients, weighted_bag
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 from tests.tolerances import assert_close
 
 # slots, value-dim, tokens, rows a token
-SHAPES = [(16, 8, 5, 4), (37, 13, 3, 7), (1, 3, 4, 2), (9, 1, 2, 1), (12, 5, 0, 3)]
+SHAPES = [
+    (16, 8, 5, 4),
+    (37, 13, 3, 7),
+    (1, 3, 4, 2),  # one slot, for everything
+    (9, 1, 2, 1),
+    (12, 5, 0, 3),  # no tokens
+    (5000, 67, 33, 11),  # more slots than one pass of a sort tells apart
+]
+HALVES = [torch.bfloat16, torch.float16]
+pytestmark = pytest.mark.usefixtures("form")
 
 
 def draw_bag(slots_total, value_dim, tokens, n, dtype=torch.float64):
@@ -27,6 +36,78 @@ def test_it_matches_the_definition_in_output_and_gradients(shape, dtype):
         results.append((output, *torch.autograd.grad(output, (values, weights), upstream)))
     for actual, expected in zip(*results):
         assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_it_accumulates_half_precision_in_float32(dtype):
+    values, slots, weights = draw_bag(16, 24, 40, 30, dtype=dtype)
+    upstream = torch.randn(40, 24, dtype=dtype)
+    output = weighted_bag(values, slots, weights)
+    results = (output, *torch.autograd.grad(output, (values, weights), upstream))
+    wide = [tensor.detach().float().requires_grad_() for tensor in (values, weights)]
+    expected = reference_weighted_bag(wide[0], slots, wide[1])
+    expected = (expected, *torch.autograd.grad(expected, wide, upstream.float()))
+    for actual, exact in zip(results, expected):
+        assert_close(actual, exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_may_be_of_another_dtype(dtype):
+    values, slots, weights = draw_bag(16, 8, 5, 4, dtype=dtype)
+    weights = weights.detach().double().requires_grad_()
+    output = weighted_bag(values, slots, weights)
+    output.sum().backward()
+    assert (output.dtype, values.grad.dtype, weights.grad.dtype) == (dtype, dtype, torch.float64)
+
+
+@pytest.mark.parametrize("needed", [0, 1])
+def test_it_gives_one_gradient_where_only_one_is_needed(needed):
+    values, slots, weights = draw_bag(37, 13, 3, 7, dtype=torch.float32)
+    inputs = [values, weights]
+    expected = torch.autograd.grad(weighted_bag(values, slots, weights).sum(), inputs)
+    inputs[1 - needed].requires_grad_(False)
+    weighted_bag(values, slots, weights).sum().backward()
+    assert inputs[1 - needed].grad is None
+    assert_close(inputs[needed].grad, expected[needed])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("index", [torch.int64, torch.int32])
+def test_touched_rows_carry_the_whole_gradient(shape, dtype, index):
+    values, slots, weights = draw_bag(*shape, dtype=dtype)
+    upstream = torch.randn(shape[2], shape[1], dtype=dtype)
+    output = weighted_bag(values, slots.to(index), weights)
+    grad_values, grad_weights = torch.autograd.grad(output, (values, weights), upstream)
+    inputs = (values, slots.to(index), weights, upstream)
+
+    rows, row_grads, weight_grads = touched_row_gradients(*inputs)
+    assert torch.equal(rows, slots.unique())
+    assert torch.equal(row_grads, grad_values[rows])
+    assert torch.equal(weight_grads, grad_weights)
+
+    table = torch.full_like(values, 7.0)
+    same_rows, nothing, same_weight_grads = touched_row_gradients(*inputs, out=table)
+    assert nothing is None
+    assert torch.equal(same_rows, rows)
+    assert torch.equal(same_weight_grads, weight_grads)
+    untouched = torch.full_like(values, 7.0)
+    assert torch.equal(table, untouched.index_copy(0, rows, row_grads))
+
+
+def test_gradients_do_not_depend_on_the_number_of_threads(with_threads):
+    inputs = (*draw_bag(97, 67, 50, 16, dtype=torch.float32), torch.randn(50, 67))
+    for one, many in zip(*with_threads(lambda: touched_row_gradients(*inputs))):
+        assert torch.equal(one, many)
+
+
+def test_a_slot_outside_the_table_is_refused(form):
+    inputs = (torch.zeros(4, 2), torch.tensor([[1, 4]]), torch.zeros(1, 2))
+    with pytest.raises(RuntimeError, match="4"):
+        weighted_bag(*inputs)
+    if form == "numba":  # which would write there
+        with pytest.raises(IndexError, match="not in the table"):
+            touched_row_gradients(*inputs, torch.zeros(1, 2))
 
 
 def test_a_slot_that_stands_twice_counts_twice():

@@ -1,5 +1,8 @@
 """Exact search for the best slots of a product-key memory."""
 
+import torch
+
+from ..cpu import use_cpu_kernels
 from .eager import eager_product_key_topk
 
 
@@ -30,6 +33,11 @@ def product_key_topk(scores1, scores2, k):
     subkeys = scores1.shape[-1]
     if not 1 <= k <= subkeys:
         raise ValueError(f"k={k} is not between 1 and the number of sub-keys, {subkeys}")
+    # The kernels add in float32, which loses nothing of the shorter dtypes.
+    if scores1.dtype != torch.float64 and use_cpu_kernels(scores1):
+        from .cpu_kernels import KernelTopk
+
+        return KernelTopk.apply(scores1, scores2, k)
     return eager_product_key_topk(scores1, scores2, k)
 
 

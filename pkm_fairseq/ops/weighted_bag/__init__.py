@@ -1,6 +1,6 @@
 """Weighted sums of rows of a table."""
 
-from .eager import eager_weighted_bag
+from .gradients import WeightedBag, touched_row_gradients
 
 
 def weighted_bag(values, slots, weights):
@@ -8,11 +8,12 @@ def weighted_bag(values, slots, weights):
 
     Args:
         values: the table, (slots, value-dim), floating point.
-        slots: the rows each token selected, (tokens, n), int64; a row may stand there twice.
+        slots: the rows each token selected, (tokens, n), int64 or int32; a row may stand there
+            twice.
         weights: their weights, (tokens, n), floating point; used in the dtype of ``values``.
 
     Returns:
-        (tokens, value-dim), in the dtype of ``values``; differentiable in ``values`` and
+        (tokens, value-dim), in the dtype of ``values``; differentiable, once, in ``values`` and
         ``weights``.
 
     Raises:
@@ -26,7 +27,7 @@ def weighted_bag(values, slots, weights):
             f"(tokens, n), not {tuple(values.shape)}, {tuple(slots.shape)} and "
             f"{tuple(weights.shape)}"
         )
-    return eager_weighted_bag(values, slots, weights)
+    return WeightedBag.apply(values, slots, weights)
 
 
-__all__ = ["weighted_bag"]
+__all__ = ["touched_row_gradients", "weighted_bag"]

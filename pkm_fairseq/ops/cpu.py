@@ -1,0 +1,58 @@
+"""Where the CPU kernels run, and how they are compiled.
+
+Importing this file does not import numba; importing a file of kernels does.
+"""
+
+import logging
+import os
+from functools import lru_cache
+
+import torch
+
+
+@lru_cache(maxsize=None)
+def numba_imports():
+    """Returns whether numba is installed and fits the numpy that is installed; starts it if so."""
+    threads = torch.get_num_threads()
+    try:
+        import numba
+    except ImportError:
+        return False
+    # Starting numba's threads sets OpenMP's number of threads, which is torch's too: start them
+    # now, and give torch its number back.
+    numba.set_num_threads(numba.get_num_threads())
+    torch.set_num_threads(threads)
+    return True
+
+
+def use_cpu_kernels(tensor):
+    """Returns whether kernels serve ``tensor``; PKM_KERNELS=0 in the environment says never."""
+    return tensor.is_cpu and os.environ.get("PKM_KERNELS") != "0" and numba_imports()
+
+
+def compiled(*signature, **options):
+    """Decorates a kernel: compiled at its first call and kept on disk for the next process.
+
+    With a signature it is compiled at once, for that signature alone. A kernel may call only
+    functions of its own file: numba looks at that file alone to tell whether what it kept is out
+    of date.
+    """
+    from numba import njit
+
+    # fairseq leaves the root logger at DEBUG, at which numba logs each step of a compilation.
+    logging.getLogger("numba").setLevel(logging.INFO)
+
+    def decorate(kernel):
+        try:
+            return njit(*signature, cache=True, **options)(kernel)
+        except RuntimeError:  # no folder to keep it in can be written
+            return njit(*signature, **options)(kernel)
+
+    return decorate
+
+
+def follow_torch_threads():
+    """Gives the kernels of this thread as many threads as torch uses."""
+    import numba
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))

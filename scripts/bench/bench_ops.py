@@ -1,0 +1,161 @@
+"""Measures the CPU kernels of the ops against their form in torch operations.
+
+Checks first that both agree with each other, and with the definition on some of the tokens. Then
+runs them in turn and prints the median time of each, how far its runs lie apart (the middle half),
+and the median ratio of the torch form's time to the kernels'.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+
+import torch
+from tqdm import tqdm
+
+from pkm_fairseq.ops import product_key_topk, touched_row_gradients, weighted_bag
+from pkm_fairseq.ops.cpu import numba_imports
+from pkm_fairseq.ops.product_key_topk.reference import reference_product_key_topk
+from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
+
+FORMS = {"torch": "0", "kernels": "1"}
+CHECKED_TOKENS = 4
+
+
+def main():
+    args = parse_args()
+    if not numba_imports():
+        raise SystemExit('numba is not installed: pip install --editable ".[cpu]"')
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    works = make_works(args)
+    for name, work in works.items():
+        check(name, *(in_form(form, work)[1] for form in FORMS))
+    check_by_definition(args)
+
+    times = {name: {form: [] for form in FORMS} for name in works}
+    for _ in tqdm(range(args.repeats)):
+        for name, work in works.items():
+            for form in FORMS:
+                times[name][form].append(in_form(form, work)[0])
+    report(args, times)
+
+
+def make_works(args):
+    """Returns what is measured, by name: functions that return what to compare."""
+    slots_total, n = args.subkeys**2, args.heads * args.topk
+    # As the layer has them: the halves of all heads from one product.
+    query = torch.randn(args.tokens, args.heads, 2, args.key_dim // 2)
+    subkeys = torch.randn(args.heads, 2, args.subkeys, args.key_dim // 2)
+    halves = torch.einsum("thcq,hcnq->cthn", query, subkeys).requires_grad_()  # (2, T, H, N)
+    grad_scores = torch.randn(args.tokens, args.heads, args.topk)
+
+    values = torch.randn(slots_total, args.dim)
+    slots = torch.randint(slots_total, (args.tokens, n))
+    weights = torch.rand(args.tokens, n)
+    grad_output = torch.randn(args.tokens, args.dim)
+    kept = torch.zeros_like(values)
+
+    def search():
+        with torch.no_grad():
+            return product_key_topk(*halves, args.topk)[:1]
+
+    def search_and_backward():
+        scores, _ = product_key_topk(*halves, args.topk)
+        # Where scores tie, forms may choose other slots: gradients are checked by definition.
+        torch.autograd.grad(scores, halves, grad_scores)
+        return (scores.detach(),)
+
+    def bag_gradients():
+        rows, _, grad_weights = touched_row_gradients(values, slots, weights, grad_output, kept)
+        return rows, grad_weights, kept[rows[:1000]]
+
+    return {
+        "search": search,
+        "search and its backward": search_and_backward,
+        "bag": lambda: (weighted_bag(values, slots, weights),),
+        "bag backward, kept buffer": bag_gradients,
+        "bag backward, touched rows": lambda: touched_row_gradients(
+            values, slots, weights, grad_output
+        ),
+    }
+
+
+def in_form(form, work):
+    """Returns the seconds that ``work`` takes in a form, and what it returns."""
+    os.environ["PKM_KERNELS"] = FORMS[form]
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def check(name, results, others):
+    for result, other in zip(results, others):
+        torch.testing.assert_close(
+            result, other, rtol=1e-4, atol=1e-4, msg=lambda text: f"{name}: {text}"
+        )
+
+
+def check_by_definition(args):
+    halves = torch.randn(2, CHECKED_TOKENS, args.heads, args.subkeys, requires_grad=True)
+    expected, slots = reference_product_key_topk(*halves, args.topk)
+    expected_grads = torch.autograd.grad(expected.square().sum(), halves)
+    expected = expected.detach()
+    values = torch.randn(args.subkeys**2, args.dim)
+    slots, weights = slots.flatten(1), expected.softmax(-1).flatten(1)
+    for form in FORMS:
+        _, (scores, _) = in_form(form, lambda: product_key_topk(*halves, args.topk))
+        check(f"search, {form}", [scores.detach()], [expected])
+        check(
+            f"{form} gradient", torch.autograd.grad(scores.square().sum(), halves), expected_grads
+        )
+        _, read = in_form(form, lambda: weighted_bag(values, slots, weights))
+        check(f"bag, {form}", [read], [reference_weighted_bag(values, slots, weights)])
+
+
+def report(args, times):
+    results = {}
+    print(f"{'median (middle half), ms':30}" + "".join(f"{form:>24}" for form in FORMS) + "  ratio")
+    for name, by_form in times.items():
+        quartiles = {
+            form: [1000 * q for q in statistics.quantiles(seconds, n=4)]
+            for form, seconds in by_form.items()
+        }
+        ratio = statistics.median(a / b for a, b in zip(by_form["torch"], by_form["kernels"]))
+        results[name] = {"quartiles_ms": quartiles, "ratio": ratio}
+        cells = (f"{q2:8.1f} ({q1:.1f}-{q3:.1f})" for q1, q2, q3 in quartiles.values())
+        print(f"{name:30}" + "".join(f"{cell:>24}" for cell in cells) + f"{ratio:7.2f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory {peak:.2f} GiB; torch {torch.__version__}, {args.threads} threads")
+    if args.json:
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        record = {"args": vars(args), "versions": versions, "peak_gib": peak, "results": results}
+        with open(args.json, "w") as file:
+            json.dump(record, file, indent=2)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in {
+        "tokens": 2048,
+        "dim": 768,
+        "subkeys": 512,
+        "heads": 4,
+        "topk": 32,
+        "key-dim": 256,
+        "repeats": 15,
+        "threads": torch.get_num_threads(),
+        "seed": 1,
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
+    parser.add_argument("--json", help="file to write the results to")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

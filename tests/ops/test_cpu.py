@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pkm_fairseq.ops import product_key_topk, touched_row_gradients
+from pkm_fairseq.ops.cpu import compiled, numba_imports, use_cpu_kernels
+
+needs_numba = pytest.mark.skipif(not numba_imports(), reason="numba is not installed")
+
+
+@needs_numba
+def test_one_variable_switches_the_kernels_off(monkeypatch):
+    tensor = torch.zeros(1)
+    monkeypatch.delenv("PKM_KERNELS", raising=False)
+    assert use_cpu_kernels(tensor)
+    assert not use_cpu_kernels(tensor.to("meta"))
+    monkeypatch.setenv("PKM_KERNELS", "0")
+    assert not use_cpu_kernels(tensor)
+
+
+@needs_numba
+def test_a_kernel_is_compiled_where_no_folder_can_keep_it():
+    namespace = {}
+    exec("def double(x): return 2 * x", namespace)  # belongs to no file
+    assert compiled()(namespace["double"])(3) == 6
+
+
+@needs_numba
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernels_leave_the_number_of_torch_threads_alone(threads, monkeypatch):
+    monkeypatch.delenv("PKM_KERNELS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        product_key_topk(torch.zeros(2, 3), torch.zeros(2, 3), 1)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_ops_work_before_and_after_data_loader_workers_are_forked(form):
+    torch.manual_seed(0)
+    values, grad_output = torch.randn(9, 4), torch.randn(6, 4)
+
+    def search_and_read():
+        scores, slots = product_key_topk(*torch.arange(36.0).view(2, 6, 3), 3)
+        return touched_row_gradients(values, slots, scores, grad_output)
+
+    before = search_and_read()
+    assert len(list(DataLoader(range(4), num_workers=2))) == 4
+    for actual, expected in zip(search_and_read(), before):
+        assert torch.equal(actual, expected)
