@@ -55,9 +55,10 @@ def open_checkpoint(path, data, task=None):
     if not getattr(model, "memories", dict)():
         raise ValueError(f"{file} has no memory to report on")
     history = state.get("optimizer_history") or [{}]
+    # A folder may have been moved: what lies beside the checkpoint comes first.
     logdirs = [file.parent / "tensorboard"]
     if cfg.common.tensorboard_logdir:
-        logdirs.insert(0, Path(cfg.common.tensorboard_logdir))
+        logdirs.append(Path(cfg.common.tensorboard_logdir))
     return Checkpoint(
         file=file,
         updates=history[-1].get("num_updates"),

@@ -88,7 +88,7 @@ def find_contexts(model, data, title, slots, contexts):
         A dict from (layer, slot) to a list of ``Context``, that of most weight first.
     """
     found = {(layer, slot): [] for layer, of_layer in slots.items() for slot in of_layer}
-    for batch in data.batches(title):
+    for batch in data.batches(title) if found else ():
         with observe_reads(model.memories()) as reads:
             model(**batch["net_input"], features_only=True)
         sentences = batch["net_input"]["src_tokens"]
