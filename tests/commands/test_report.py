@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from pkm_fairseq.models import PKMRobertaModel
 from pkm_fairseq.report.__main__ import main
+from pkm_fairseq.report.checkpoints import names_apart
+from pkm_fairseq.report.history import read_history
 from tests.commands.commands import MEMORY, MODEL, logged, pretraining, run
 
 OURS = {
@@ -78,11 +81,34 @@ def test_it_holds_its_pictures_and_the_history_of_the_run(trained, report):
     # The comparison, the history, and each of two memories of each of two checkpoints.
     assert len(re.findall('src="data:image/png;base64,iVBOR', page)) == 6
     assert not re.search(r'(src|href)="(?!data:)', page)
-    for checkpoint in summary["checkpoints"]:
+    printed = [float(value) for value in logged(output, "valid_pkm_top1_usage", "valid")]
+    for number, checkpoint in enumerate(summary["checkpoints"], 1):
         steps, usage = zip(*checkpoint["history"]["pkm_top1_usage"])
-        assert steps == (10, 20)
-        printed = map(float, logged(output, "valid_pkm_top1_usage", "valid"))
-        assert usage == pytest.approx(list(printed), rel=1e-5)
+        assert steps == (10, 20)[:number]
+        assert usage == pytest.approx(printed[:number], rel=1e-5)
+
+
+def test_of_what_a_resumed_run_logged_twice_the_last_counts(tmp_path):
+    for logged_by_run in ({10: 1, 20: 2, 30: 3}, {20: 4, 30: 5, 40: 6}):
+        with SummaryWriter(tmp_path / "valid") as writer:
+            for step, value in logged_by_run.items():
+                writer.add_scalar("loss", value, step)
+    assert read_history(tmp_path, "valid", None) == {"loss": [(10, 1), (20, 4), (30, 5), (40, 6)]}
+    assert read_history(tmp_path, "valid", 20) == {"loss": [(10, 1), (20, 4)]}
+    assert read_history(tmp_path, "test", None) == read_history(None, "valid", None) == {}
+
+
+def test_checkpoints_are_named_apart(tmp_path):
+    paths = [tmp_path / "a" / "run.1", tmp_path / "b" / "run.1", tmp_path / "run" / "last.pt"]
+    for folder in paths[:2]:
+        folder.mkdir(parents=True)
+    paths[2].parent.mkdir()
+    paths[2].touch()
+    assert names_apart(paths[1:]) == ["run.1", "run/last"]
+    first, second, file = names_apart(paths)
+    assert (first, second) == ("a/run.1", "b/run.1")
+    assert file.endswith("run/last")
+    assert names_apart(paths[:1] * 2) == ["run.1"] * 2
 
 
 def test_it_shows_the_tokens_that_select_the_most_used_slots_with_most_weight(
