@@ -74,10 +74,10 @@ def parse_args():
 def report(args):
     """Runs each checkpoint over the data set and writes what it finds."""
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
-    args.dest.mkdir(parents=True, exist_ok=True)
     last = open_checkpoint(args.checkpoints[-1], args.data)
     data = DataSet(last.task, args.subset, args.batch_size, last.model, device)
     text = TokenText(last.task.source_dictionary, [args.data, last.file.parent])
+    args.dest.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be
     monitor = UsageMonitor(args.per_head)
     results = []
     for path, name in zip(args.checkpoints, names_apart(args.checkpoints)):

@@ -27,12 +27,11 @@ def write_report(results, dest, data, subset, png=False):
     Args:
         results: a list with a dict for each checkpoint: ``name``, ``file``, ``updates``,
             ``figures``, ``counts`` by layer, ``slots`` by layer and ``history``.
-        dest: folder to write to.
+        dest: folder to write to, which exists.
         data: folder of the data set.
         subset: its name.
         png: whether to write each picture as a file, too.
     """
-    dest.mkdir(parents=True, exist_ok=True)
     pictures = {name: as_png(figure) for name, figure in draw(results)}
     page = (
         Environment(loader=PackageLoader("pkm_fairseq.report", "."), autoescape=True)

@@ -157,7 +157,7 @@ def test_of_a_run_that_is_writing_it_takes_the_newest_checkpoint_that_is_whole(
     make_report(data, tmp_path, "--dest", tmp_path / "report", "--per-head", "--slots", 0)
     (checkpoint,) = json.loads((tmp_path / "report" / "report.json").read_text())["checkpoints"]
     assert checkpoint["file"].endswith("checkpoint_1_10.pt")
-    assert checkpoint["history"]["pkm_drift"], "the checkpoint tells where its history is"
+    assert checkpoint["history"]["pkm_kl"], "the checkpoint tells where its history is"
     assert "pkm_l1_h1_top1_usage" in checkpoint["figures"]
 
 
