@@ -113,19 +113,21 @@ def dense_by_hydra(data, tmp_path_factory):
     return folder, logged(output, "valid_loss", "valid")[-1]
 
 
-@pytest.mark.parametrize("trained_by", ["dense", "dense_by_hydra"])
-def test_fairseq_validate_gives_a_dense_checkpoint_a_memory(trained_by, data, request):
+@pytest.mark.parametrize(
+    ("trained_by", "task"), [("dense", "masked_lm"), ("dense_by_hydra", "pkm_masked_lm")]
+)
+def test_fairseq_validate_gives_a_dense_checkpoint_a_memory(trained_by, task, data, request):
     folder, loss = request.getfixturevalue(trained_by)
     memory = {name.replace("-", "_"): value for name, value in MEMORY.items()}
     model = {"_name": "pkm_roberta", **memory, "pkm_layers": [1]}
     overrides = {
         **model,
-        "task": {"_name": "masked_lm"},
-        "criterion": {"_name": "masked_lm"},
+        "task": {"_name": task},
+        "criterion": {"_name": task},
         "model": model,
     }
     output = run(
-        *("fairseq-validate", data, "--user-dir", "pkm_fairseq", "--task", "masked_lm", "--cpu"),
+        *("fairseq-validate", data, "--user-dir", "pkm_fairseq", "--task", task, "--cpu"),
         *("--path", folder / "checkpoint_last.pt", "--batch-size", 8, "--num-workers", 0),
         *("--skip-invalid-size-inputs-valid-test", "--log-format", "json"),
         *("--required-batch-size-multiple", 1, "--data-buffer-size", 0),

@@ -157,12 +157,12 @@ def best_of_first_tokens(checkpoint):
         rows = torch.arange(len(tokens)).repeat(tokens.shape[1], 1)[tokens.t().ne(1)]
         examples.append(batch["id"][rows])
         lengths += zip(batch["id"].tolist(), tokens.ne(1).sum(1).tolist())
-    kept, tokens = 0, 0
-    for _, length in sorted(lengths):
-        kept, tokens = kept + 1, tokens + length
-        if tokens >= DRIFT_TOKENS:
-            break
-    first = torch.cat(examples) < kept
+    kept, tokens = [], 0
+    for example, length in lengths:
+        if tokens < DRIFT_TOKENS:
+            kept.append(example)
+            tokens += length
+    first = torch.isin(torch.cat(examples), torch.tensor(kept))
     return {layer: slots[first][..., 0] for layer, (slots, _) in reads.items()}
 
 
