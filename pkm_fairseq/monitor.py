@@ -242,7 +242,7 @@ def first_examples(batches, tokens):
         if tokens <= 0:
             break
         examples.add(int(example))
-        tokens -= batches.dataset.num_tokens(example)
+        tokens -= int(batches.dataset.num_tokens(example))  # of short numbers, which wrap around
     return examples
 
 
