@@ -53,9 +53,9 @@ class UsageMonitor:
     """Counts what memories read inside its ``watch`` blocks, and turns the counts into figures.
 
     It counts over two spans: the window, the training updates since the last validation, and a
-    validation set. Outside the blocks the model runs as if there were no monitor. Batches are
-    counted on their device, and nothing is waited for, until figures are asked for. All workers
-    must ask for figures together; each gets those of all.
+    validation set. Outside the blocks the model runs as if there were no monitor. Reads are counted
+    on their device; in training nothing is waited for. All workers must ask for figures together;
+    each gets those of all.
 
     Args:
         per_head: whether to give the figures of each head as well.
