@@ -77,13 +77,15 @@ finetune() {
 # validate NAME: prints the validation perplexity of the best checkpoint.
 validate() {
     "$bin/fairseq-validate" "$runs/data" --user-dir pkm_fairseq --task masked_lm --cpu \
-        --path "$runs/$1/checkpoint_best.pt" --batch-size 32 --log-format simple 2>&1 |
+        --path "$runs/$1/checkpoint_best.pt" --batch-size 32 --required-batch-size-multiple 1 \
+        --log-format simple 2>&1 |
         tee "$runs/$1/validate.log" | sed -nE 's/.* \| ppl ([0-9.]+).*/\1/p' | tail -n 1
 }
 
 train dense pretrain dense --task masked_lm --criterion masked_lm --arch roberta
-train memory pretrain memory --task pkm_masked_lm --criterion pkm_masked_lm --arch pkm_roberta \
-    --pkm-init-from "$runs/dense/checkpoint_best.pt" \
+# Another seed: the same one would show the same sentences with the same words masked again.
+train memory pretrain memory --seed 2 --task pkm_masked_lm --criterion pkm_masked_lm \
+    --arch pkm_roberta --pkm-init-from "$runs/dense/checkpoint_best.pt" \
     --pkm-layers 1 --pkm-subkeys 64 --pkm-topk 16 --pkm-key-dim 64
 
 echo "== A task: are the words of a sentence in order?"
