@@ -41,7 +41,7 @@ def write_report(results, dest, data, subset, png=False):
             subset=subset,
             results=results,
             names=list(dict.fromkeys(name for result in results for name in result["figures"])),
-            pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+            pictures={name: base64.b64encode(file).decode() for name, file in pictures.items()},
         )
     )
     figures = [
