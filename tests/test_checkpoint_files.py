@@ -1,0 +1,89 @@
+"""Checkpoint files after kills, full disks and other damage."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from pkm_fairseq.checkpoint_files import is_cut_off, mend
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three checkpoints, the last the newest."""
+    for age, name in enumerate(["checkpoint_last.pt", "checkpoint_1_20.pt", "checkpoint_1_10.pt"]):
+        torch.save({"name": name}, tmp_path / name)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    return tmp_path
+
+
+def cut(file, size):
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def test_a_copy_that_stops_half_way_leaves_the_file_that_was_there(folder, monkeypatch):
+    def copy_half(source, dest):
+        Path(dest).write_bytes(Path(source).read_bytes()[:200])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", copy_half)
+    last = folder / "checkpoint_last.pt"
+    before = last.read_bytes()
+    with pytest.raises(OSError, match="No space left"):
+        PathManager.copy(str(folder / "checkpoint_1_20.pt"), str(last), overwrite=True)
+    assert last.read_bytes() == before
+
+
+def test_a_copy_is_the_file(folder):
+    source, last = folder / "checkpoint_1_20.pt", folder / "checkpoint_last.pt"
+    assert PathManager.copy(str(source), str(last), overwrite=True)
+    assert last.read_bytes() == source.read_bytes()
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_a_checkpoint_that_is_cut_off_is_replaced_by_the_newest_that_is_whole(folder, share):
+    last, newest = folder / "checkpoint_last.pt", folder / "checkpoint_1_20.pt"
+    whole = last.stat().st_size
+    cut(last, int(share * whole))
+    mend(last)
+    assert last.read_bytes() == newest.read_bytes()
+    cut(newest, int(share * whole))
+    cut(last, int(share * whole))
+    mend(last)
+    assert torch.load(last)["name"] == "checkpoint_1_10.pt"
+
+
+def test_where_none_is_whole_it_says_which_file_to_remove(folder):
+    for file in folder.iterdir():
+        cut(file, 100)
+    with pytest.raises(ValueError, match="checkpoint_last.pt is cut off.*: remove it to begin"):
+        mend(folder / "checkpoint_last.pt")
+
+
+def test_a_checkpoint_that_is_whole_or_not_there_is_left_alone(folder):
+    last = folder / "checkpoint_last.pt"
+    mend(last)
+    assert torch.load(last)["name"] == last.name
+    # As torch saved before 1.6, and as published checkpoints are.
+    torch.save({}, last, _use_new_zipfile_serialization=False)
+    assert not is_cut_off(last)
+    last.unlink()
+    mend(last)
+    assert not last.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "it is cut off"), (b"PK\3\4 and on", "it is cut off"), (b"no checkpoint", "Unpickling")],
+)
+def test_what_cannot_be_read_is_named_in_one_line(tmp_path, content, reason):
+    file = tmp_path / "model.pt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^checkpoint {file} cannot be read: {reason}") as raised:
+        checkpoint_utils.load_checkpoint_to_cpu(str(file))
+    assert len(str(raised.value).splitlines()) == 1
