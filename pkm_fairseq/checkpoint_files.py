@@ -2,14 +2,18 @@
 
 fairseq writes a checkpoint whole or not at all, but then copies it byte by byte over
 ``checkpoint_best.pt`` and ``checkpoint_last.pt``. A kill meanwhile leaves half a file, which the
-next start cannot read. fairseq has no hook for either, so ``install`` puts ours in their places.
+next start cannot read. Where a write fails and a second try succeeds, it is appended to what the
+first one wrote, and nothing can read that. fairseq has no hook for either, so ``install`` puts ours
+in their places.
 """
 
 import functools
 import logging
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
@@ -17,9 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def install():
-    """Has fairseq copy, read and resume from checkpoints as the functions below say."""
+    """Has fairseq write, copy, read and resume from checkpoints as the functions below say."""
     for owner, wrapper in (
         (PathManager, copy),
+        (checkpoint_utils, torch_persistent_save),
         (checkpoint_utils, load_checkpoint_to_cpu),
         (checkpoint_utils, load_checkpoint),
     ):
@@ -28,13 +33,38 @@ def install():
         setattr(owner, wrapper.__name__, wrapped)
 
 
+@contextmanager
+def written_aside(path):
+    """Yields the name under which to write a file that is to be there whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written, naming it.
+    """
+    partial = Path(f"{path}.tmp")
+    try:
+        yield str(partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch has its own for a full disk
+        if partial.exists():
+            partial.unlink()
+        raise OSError(f"{path} cannot be written, and is as it was: {error}") from error
+
+
 def copy(stock, source, dest, overwrite=False):
     """Copies a file, whole or not at all."""
     if not PathManager.supports_rename(dest):
         return stock(source, dest, overwrite)
-    copied = stock(source, f"{dest}.tmp", overwrite=True)
-    PathManager.rename(f"{dest}.tmp", dest)
-    return copied
+    with written_aside(dest) as partial:
+        return stock(source, partial, overwrite=True)
+
+
+def torch_persistent_save(stock, checkpoint, path, async_write=False):
+    """Writes a checkpoint, whole or not at all, at the first try."""
+    if async_write or not PathManager.supports_rename(path):
+        stock(checkpoint, path, async_write)
+        return
+    with written_aside(path) as partial, open(partial, "wb") as opened:
+        torch.save(checkpoint, opened)
 
 
 def load_checkpoint_to_cpu(stock, path, *args, **options):

@@ -33,9 +33,33 @@ def test_a_copy_that_stops_half_way_leaves_the_file_that_was_there(folder, monke
     monkeypatch.setattr(shutil, "copyfile", copy_half)
     last = folder / "checkpoint_last.pt"
     before = last.read_bytes()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"{last} cannot be written, and is as it was: No space"):
         PathManager.copy(str(folder / "checkpoint_1_20.pt"), str(last), overwrite=True)
     assert last.read_bytes() == before
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), RuntimeError("No space")])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_that_was_there(
+    folder, monkeypatch, error
+):
+    def save_half(checkpoint, opened):
+        opened.write(b"PK half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", save_half)
+    last = folder / "checkpoint_last.pt"
+    before = last.read_bytes()
+    with pytest.raises(OSError, match=f"{last} cannot be written, and is as it was: No space"):
+        checkpoint_utils.torch_persistent_save({"name": "new"}, str(last))
+    assert last.read_bytes() == before
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_checkpoint_is_what_was_given(folder):
+    checkpoint_utils.torch_persistent_save({"name": "new"}, str(folder / "new.pt"))
+    assert torch.load(folder / "new.pt") == {"name": "new"}
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_a_copy_is_the_file(folder):
