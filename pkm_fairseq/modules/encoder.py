@@ -43,6 +43,13 @@ class PKMTransformerEncoder(TransformerEncoder):
         min_params_to_wrap = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
         return fsdp_wrap(layer, min_num_params=min_params_to_wrap)
 
+    def register_backward_hook(self, hook):
+        """Registers a full backward hook: torch's other kind stumbles over this module's output.
+
+        fairseq hooks every module to tell where a NaN comes from, and would end in a StopIteration.
+        """
+        return self.register_full_backward_hook(hook)
+
     def _build_memory(self, input_dim):
         config = self.pkm_config
         share = config.pkm_share_values and self._memories

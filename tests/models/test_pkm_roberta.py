@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq.nan_detector import NanDetector
 
 from pkm_fairseq.config import PKMConfig
 from tests.models.tiny import TINY, draw_tokens, make_args, make_memory_model, make_model
@@ -172,6 +173,15 @@ def test_activation_checkpointing_changes_no_gradient_and_no_statistic():
         assert_close(parameter.grad, expected_parameters[name].grad)
     for name, buffer in buffers.items():
         assert torch.equal(buffer, expected_buffers[name]), name
+
+
+def test_fairseq_tells_where_a_nan_comes_from(caplog):
+    model = make_memory_model()
+    model.memories()[1].values.weight.data.fill_(float("nan"))
+    with NanDetector(model):
+        model(draw_tokens(3, 7))[0].sum().backward()
+    (where, *_) = (line for line in caplog.messages if line.startswith("NaN detected in output of"))
+    assert "layers.1" in where
 
 
 def test_a_copy_of_the_model_reads_its_own_memory():
