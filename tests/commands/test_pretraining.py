@@ -1,11 +1,14 @@
 """Pretraining with memory through fairseq's stock commands."""
 
+import os
 import pickle
+import shlex
 
 import pytest
 import torch
 
 from tests.commands.commands import (
+    BIN,
     MEMORY,
     MODEL,
     assert_same_state,
@@ -56,7 +59,10 @@ def test_a_run_killed_and_resumed_ends_bit_identical_to_one_that_was_not(data, t
     whole = run("fairseq-train", *pretraining(data, tmp_path / "whole", updates=60, **options))
     command = ["fairseq-train", *pretraining(data, tmp_path / "killed", updates=60, **options)]
     run_until(r'"num_updates": "47"', *command)
+    # Nothing cuts this file off but other programs.
+    os.truncate(tmp_path / "killed" / "checkpoint_last.pt", 1000)
     resumed = run(*command)
+    assert "checkpoint_last.pt is cut off: going on from" in resumed
     assert "Loaded checkpoint" in resumed
     losses = dict(zip(logged(resumed, "num_updates"), logged(resumed, "loss")))
     assert min(map(int, losses)) == 41
@@ -65,6 +71,16 @@ def test_a_run_killed_and_resumed_ends_bit_identical_to_one_that_was_not(data, t
         load_model_state(tmp_path / "killed" / "checkpoint_last.pt"),
         load_model_state(tmp_path / "whole" / "checkpoint_last.pt"),
     )
+
+
+def test_a_checkpoint_for_which_there_is_no_room_is_named_and_not_there(data, tmp_path):
+    command = ["fairseq-train", *pretraining(data, tmp_path, updates=1, **OURS)]
+    command[0] = BIN / command[0]
+    limited = f"ulimit -f 100; exec {shlex.join(map(str, command))}"
+    output = run("bash", "-c", limited, fails=True)
+    expected = f"{tmp_path}/checkpoint_best.pt cannot be written, and is as it was: [Errno 27]"
+    assert output.splitlines()[-1].startswith(f"OSError: {expected}")
+    assert not list(tmp_path.glob("*.pt*"))
 
 
 def test_hydra_trains_the_same_model_update_by_update(trained, data, tmp_path):
