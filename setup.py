@@ -27,6 +27,6 @@ setup(
     extras_require={
         # CPU kernels of pkm_fairseq.ops; older Pythons do without.
         "cpu": ['numba; python_version >= "3.10"'],
-        "test": ["pytest", "ruff"],
+        "test": ["hypothesis", "pytest", "ruff"],
     },
 )

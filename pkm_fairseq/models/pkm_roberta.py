@@ -17,7 +17,7 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.utils import safe_getattr, safe_hasattr
 from omegaconf import OmegaConf
 
-from pkm_fairseq.checkpoint import fit_checkpoint, memory_options
+from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_options
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
 
@@ -77,6 +77,7 @@ class PKMRobertaModel(RobertaModel):
         Raises:
             ValueError: if it cannot fit, naming the shapes and the options to change.
         """
+        check_state_dict(state_dict)
         encoder = self.encoder.sentence_encoder
         had_last_norm = encoder.layer_norm is not None
         super().upgrade_state_dict_named(state_dict, name)
@@ -110,6 +111,7 @@ class PKMRobertaModel(RobertaModel):
         except Exception as error:  # whatever a file that is no checkpoint makes torch raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"--pkm-init-from {path} cannot be read: {reason}") from error
+        check_state_dict(state)
         if memory_options(state):
             raise ValueError(
                 f"--pkm-init-from {path} has a memory already: go on from it with --restore-file "

@@ -53,18 +53,24 @@ class PKMTransformerEncoder(TransformerEncoder):
     def _build_memory(self, input_dim):
         config = self.pkm_config
         share = config.pkm_share_values and self._memories
-        memory = ProductKeyMemory(
-            input_dim,
-            subkeys=config.pkm_subkeys,
-            heads=config.pkm_heads,
-            topk=config.pkm_topk,
-            key_dim=config.pkm_key_dim,
-            value_dim=config.pkm_value_dim,
-            query_norm=config.pkm_query_norm,
-            query_dropout=config.pkm_query_dropout,
-            value_dropout=config.pkm_value_dropout,
-            value_init=config.pkm_value_init,
-            values=self._memories[0].values if share else None,
-        )
+        try:
+            memory = ProductKeyMemory(
+                input_dim,
+                subkeys=config.pkm_subkeys,
+                heads=config.pkm_heads,
+                topk=config.pkm_topk,
+                key_dim=config.pkm_key_dim,
+                value_dim=config.pkm_value_dim,
+                query_norm=config.pkm_query_norm,
+                query_dropout=config.pkm_query_dropout,
+                value_dropout=config.pkm_value_dropout,
+                value_init=config.pkm_value_init,
+                values=self._memories[0].values if share else None,
+            )
+        except (RuntimeError, TypeError) as error:  # torch's, for sizes it cannot make
+            raise ValueError(
+                f"a memory so large cannot be made ({str(error).splitlines()[0]}): lower "
+                "--pkm-subkeys, --pkm-heads, --pkm-key-dim or --pkm-value-dim"
+            ) from error
         self._memories.append(memory)
         return memory
