@@ -57,7 +57,7 @@ class PKMRobertaModel(RobertaModel):
             args.max_positions = safe_getattr(args, "tokens_per_sample", task.max_positions())
         config = PKMConfig.from_args(args)
         config.check(args.encoder_layers)
-        _refuse_what_memory_cannot_do(args, config)
+        _refuse_what_cannot_be(args, config)
         # Into the checkpoint goes every option, so that a later default cannot change the model.
         for name, value in vars(config).items():
             if name.startswith("pkm_"):
@@ -189,8 +189,13 @@ class PKMRobertaEncoder(RobertaEncoder):
         return encoder
 
 
-def _refuse_what_memory_cannot_do(args, config):
-    """Refuses RoBERTa's options that would lose the memory or need the FFN it replaced."""
+def _refuse_what_cannot_be(args, config):
+    """Refuses RoBERTa's options that fail, would lose the memory or need the FFN it replaced."""
+    if safe_getattr(args, "quant_noise_scalar", 0):
+        raise ValueError(
+            "--quant-noise-scalar fails on every RoBERTa: fairseq's scalar noise knows no learned "
+            "positions; leave it out or use --quant-noise-pq"
+        )
     if not config.pkm_layers:
         return
     if safe_getattr(args, "encoder_layers_to_keep"):
