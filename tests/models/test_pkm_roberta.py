@@ -177,6 +177,23 @@ def test_activation_checkpointing_changes_no_gradient_and_no_statistic():
         assert torch.equal(buffer, expected_buffers[name]), name
 
 
+def test_a_model_without_some_of_its_attention_heads_comes_back_from_its_checkpoint():
+    models = []
+    for seed in range(2):
+        model = make_memory_model(mha_reg_scale_factor=0.1, mha_heads_to_keep=1)
+        for parameter in model.parameters():
+            parameter.data.add_(0.01 * seed)
+        # As fairseq's trainer does before it loads such a checkpoint.
+        for layer in model.encoder.sentence_encoder.layers:
+            kept = layer.self_attn._get_reserve_head_index(num_heads_to_keep=1)
+            layer.self_attn._adaptive_prune_heads(reserve_head_index=kept)
+            layer.self_attn._set_skip_embed_dim_check()
+        models.append(model.eval())
+    models[0].load_state_dict(models[1].state_dict())
+    tokens = draw_tokens(3, 7)
+    assert torch.equal(*(model(tokens)[0] for model in models))
+
+
 @pytest.mark.parametrize("share", [False, True])
 def test_fairseqs_ema_averages_the_memory(share):
     # What the model holds under two names fairseq averages twice, as its tied embeddings.
