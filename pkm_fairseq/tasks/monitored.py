@@ -41,7 +41,7 @@ class MonitoredTask(FairseqTask):
         except (AssertionError, OSError):
             raise  # of an option or a file that is not there, and named
         except Exception as error:  # fairseq raises several kinds, and does not name the file
-            reason = str(error).splitlines()[0]
+            reason = str(error).split("\n")[0]
             raise ValueError(f"a dict.txt in {cfg.data} cannot be read: {reason}") from error
 
     def load_dataset(self, split, epoch=1, combine=False, **options):
