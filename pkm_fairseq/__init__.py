@@ -25,4 +25,4 @@ torch.serialization.add_safe_globals(
 )
 
 # ruff: noqa: E402, F401 - after the above; importing registers
-from . import criterions, models, tasks
+from . import criterions, models, optim, tasks

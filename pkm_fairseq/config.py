@@ -14,8 +14,17 @@ from omegaconf.errors import OmegaConfBaseException
 PKM_MODES = ChoiceEnum(["residual", "replace"])
 QUERY_NORMS = ChoiceEnum(["batch", "layer", "none"])
 VALUE_INITS = ChoiceEnum(["normal", "zero"])
-# Options of the plugin that are not the model's: of its tasks and criterions.
-OTHER_OPTIONS = {"pkm_init_from", "pkm_usage_per_head", "pkm_drift_tokens"}
+GRADIENTS = ChoiceEnum(["dense", "sparse"])
+# Options of the plugin that are not the model's: of its tasks, criterions and optimizer.
+OTHER_OPTIONS = {
+    "pkm_init_from",
+    "pkm_usage_per_head",
+    "pkm_drift_tokens",
+    "pkm_values_lr",
+    "pkm_values_lr_scheduled",
+    "pkm_values_weight_decay",
+    "pkm_values_clip_norm",
+}
 
 
 @dataclass
@@ -70,6 +79,13 @@ class PKMConfig(FairseqDataclass):
     )
     pkm_share_values: bool = field(
         default=False, metadata={"help": "one table of values for all memory layers"}
+    )
+    pkm_grad: GRADIENTS = field(
+        default="dense",
+        metadata={
+            "help": "gradient of the values: dense works with every optimizer; sparse, with "
+            "--optimizer pkm_adam, makes the cost of an update follow the rows it touches"
+        },
     )
 
     @classmethod

@@ -20,6 +20,7 @@ ALLOWED = {
     "tasks": {"config", "monitor", "pictures", "scores"},
     "ops": set(),
     "modules": {"checkpoint", "config", "ops"},
+    "optim": {"ops"},
     "models": {"checkpoint", "config", "ops", "modules"},
 }
 FAIRSEQ_FREE = {"checkpoint", "monitor", "ops", "pictures", "scores", "usage"}

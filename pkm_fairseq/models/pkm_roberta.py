@@ -35,6 +35,16 @@ class PKMRobertaModel(RobertaModel):
         # fairseq's constructor has just redrawn every nn.Linear, the memories' own included.
         for memory in self.memories().values():
             memory.reset_parameters()
+            # By which fairseq's optimizers, ours among them, know the values from the rest.
+            memory.values.weight.param_group = "pkm_values"
+            memory.values.weight.pkm_grad = memory.values.grad
+            if memory.values.grad == "sparse":
+                memory.values.weight.expert = True  # fairseq leaves its gradient to us
+        self._sparse_values = [
+            memory.values.weight
+            for memory in self.memories().values()
+            if memory.values.grad == "sparse"
+        ]
 
     @staticmethod
     def add_args(parser):
@@ -121,6 +131,22 @@ class PKMRobertaModel(RobertaModel):
                 raise ValueError(f"--pkm-init-from {path} has {flag(option)} {theirs} (not {ours})")
         logger.info("starting from %s", path)
         self.load_state_dict(state)
+
+    def forward(self, *args, **options):
+        """Does what fairseq's RoBERTa does, unless it is trained by an optimizer that cannot.
+
+        Raises:
+            ValueError: if values have sparse gradients that nobody takes.
+        """
+        if self.training and torch.is_grad_enabled():
+            for values in self._sparse_values:
+                if not hasattr(values, "sparse_gradient_taken"):
+                    raise ValueError(
+                        "--pkm-grad sparse needs --optimizer pkm_adam, and half precision needs "
+                        "--memory-efficient-fp16 or --memory-efficient-bf16 with it: add them, or "
+                        "choose --pkm-grad dense"
+                    )
+        return super().forward(*args, **options)
 
     @classmethod
     def hub_models(cls):

@@ -57,6 +57,7 @@ class PKMTransformerEncoder(TransformerEncoder):
             query_dropout=config.pkm_query_dropout,
             value_dropout=config.pkm_value_dropout,
             value_init=config.pkm_value_init,
+            grad=config.pkm_grad,
             values=self._memories[0].values if share else None,
         )
         self._memories.append(memory)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pkm_fairseq.config import PKMConfig, check_memory
-from pkm_fairseq.ops import product_key_topk, weighted_bag
+from pkm_fairseq.ops import product_key_topk
 
 from .query_norm import build_query_norm
 from .value_table import ValueTable
@@ -28,6 +28,7 @@ class ProductKeyMemory(nn.Module):
         query_dropout: dropout probability on the normalised queries.
         value_dropout: dropout probability on the weighted sum of values.
         value_init: normal or zero.
+        grad: dense or sparse gradient of the values.
         values: a ``ValueTable`` to share, None for one of its own.
 
     Raises:
@@ -47,6 +48,7 @@ class ProductKeyMemory(nn.Module):
         query_dropout=PKMConfig.pkm_query_dropout,
         value_dropout=PKMConfig.pkm_value_dropout,
         value_init=PKMConfig.pkm_value_init,
+        grad=PKMConfig.pkm_grad,
         values=None,
     ):
         super().__init__()
@@ -72,7 +74,7 @@ class ProductKeyMemory(nn.Module):
         self.query_dropout = nn.Dropout(query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
         self.search = ProductKeySearch(topk)
-        self.values = values or ValueTable(slots_total, value_dim, value_init)
+        self.values = values or ValueTable(slots_total, value_dim, value_init, grad)
         self.value_dropout = nn.Dropout(value_dropout)
         self.output = (
             nn.Identity() if value_dim == input_dim else nn.Linear(value_dim, input_dim, bias=False)
@@ -113,7 +115,7 @@ class ProductKeyMemory(nn.Module):
         """Reads the memory for ``tokens``, (T, D)."""
         query = self._query(tokens)  # (T, H, 2, Q)
         slots, weights = self.search(query, self.subkeys)  # (T, H, K) each
-        read = weighted_bag(self.values.weight, slots.flatten(1), weights.flatten(1))  # (T, V)
+        read = self.values(slots.flatten(1), weights.flatten(1))  # (T, V)
         return self.output(self.value_dropout(read))  # (T, D)
 
     def _query(self, tokens):

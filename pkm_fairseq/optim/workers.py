@@ -1,0 +1,45 @@
+"""Sparse gradients of several workers."""
+
+import torch
+import torch.distributed as dist
+from fairseq.distributed.utils import get_data_parallel_group
+
+
+def no_rows(values):
+    """Returns a sparse gradient of a table of which no row was touched."""
+    rows = torch.empty(1, 0, dtype=torch.int64, device=values.device)
+    return torch.sparse_coo_tensor(
+        rows, values.new_empty(0, values.shape[1]), values.shape, is_coalesced=True
+    )
+
+
+def average_rows(grad):
+    """Returns the mean over all workers of a sparse gradient, the same on each of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return grad
+    group = get_data_parallel_group()
+    workers = dist.get_world_size(group)
+    if workers == 1:
+        return grad
+    counts = _gather(torch.tensor([grad._nnz()], device=grad.device), group, workers)
+    most = int(max(counts))
+    rows = _gather(_pad(grad._indices()[0], most), group, workers)
+    row_grads = _gather(_pad(grad._values(), most), group, workers)
+    together = torch.sparse_coo_tensor(
+        torch.cat([part[:count] for part, count in zip(rows, counts)]).unsqueeze(0),
+        torch.cat([part[:count] for part, count in zip(row_grads, counts)]) / workers,
+        grad.shape,
+    )
+    return together.coalesce()
+
+
+def _gather(tensor, group, workers):
+    """Returns the tensor of each worker, all of one shape."""
+    tensors = [torch.empty_like(tensor) for _ in range(workers)]
+    dist.all_gather(tensors, tensor, group=group)
+    return tensors
+
+
+def _pad(tensor, rows):
+    """Adds rows at the end."""
+    return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
