@@ -6,6 +6,7 @@ from argparse import Namespace
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.distributed import fsdp_wrap
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import (
@@ -16,6 +17,7 @@ from fairseq.models.roberta.model import (
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.utils import safe_getattr, safe_hasattr
 from omegaconf import OmegaConf
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoint import fit_checkpoint, memory_options
@@ -237,6 +239,12 @@ def _refuse_what_memory_cannot_do(args, config):
         raise ValueError(
             "--ffn-blocks-to-remove rebuilds the feed-forward networks that memories are attached "
             "to: prune the model before giving it a memory, or leave out --pkm-layers"
+        )
+    probe = nn.Linear(1, 1)
+    if fsdp_wrap(probe, min_num_params=0) is not probe:
+        raise ValueError(
+            "--ddp-backend fully_sharded flattens parameters, in which a memory is neither found "
+            "nor started from a dense checkpoint: choose legacy_ddp or pytorch_ddp"
         )
     if config.pkm_sync_query_norm and safe_getattr(args, "encoder_layerdrop", 0):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fairseq.optim import MemoryEfficientFP16Optimizer
 from omegaconf import OmegaConf
 
 from pkm_fairseq.optim import PKMAdam, PKMAdamConfig
@@ -9,6 +10,7 @@ from tests.models.tiny import draw_tokens, make_memory_model
 from tests.tolerances import assert_close
 
 LR = 0.01
+NO_MEMORY = dict.fromkeys(["pkm_subkeys", "pkm_topk", "pkm_heads", "pkm_key_dim"])
 
 
 def make_optimizer(model, **options):
@@ -134,12 +136,39 @@ def test_options_of_values_are_refused_where_there_are_none(options):
         make_optimizer(make_memory_model(pkm_layers=[], **NO_MEMORY), **options)
 
 
-NO_MEMORY = dict.fromkeys(["pkm_subkeys", "pkm_topk", "pkm_heads", "pkm_key_dim"])
-
-
 def test_sparse_gradients_that_no_optimizer_takes_are_refused():
     model = make_memory_model(pkm_grad="sparse")
     with pytest.raises(ValueError, match="--pkm-grad sparse needs --optimizer pkm_adam"):
         model(draw_tokens(3, 8))
     model.eval()
     model(draw_tokens(3, 8))
+
+
+@pytest.mark.parametrize("grad", ["dense", "sparse"])
+def test_an_overflow_skips_the_step_of_every_parameter_and_of_all_state(grad):
+    model = make_memory_model(pkm_grad=grad).half()
+    config = PKMAdamConfig(lr=[LR], amp=False)
+    common = {"bf16": False, "fp16_init_scale": 2**15, "fp16_scale_window": 4}
+    common |= {"fp16_scale_tolerance": 0.0, "threshold_loss_scale": None, "min_loss_scale": 1e-4}
+    cfg = OmegaConf.create({"common": common, "optimizer": vars(config) | {"_name": "pkm_adam"}})
+    params = list(model.parameters())
+    optimizer = MemoryEfficientFP16Optimizer.build_optimizer(cfg, params)
+    steps = []
+    for _ in range(12):  # halves the loss scale until the gradients fit
+        before = [param.detach().clone() for param in params]
+        optimizer.zero_grad()
+        optimizer.backward(model(draw_tokens(3, 8))[0].float().square().sum())
+        try:
+            optimizer.clip_grad_norm(1.0)
+        except OverflowError:
+            steps.append(False)
+            assert not any(optimizer.optimizer.state.values())
+            assert all(torch.equal(*pair) for pair in zip(before, params))
+            continue
+        optimizer.step()
+        steps.append(True)
+        assert not all(torch.equal(*pair) for pair in zip(before, params))
+        break
+    assert steps[0] is False
+    assert steps[-1] is True
+    assert all(param.isfinite().all() for param in params)
