@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 from pkm_fairseq.workers import count_workers
 
@@ -72,10 +71,10 @@ class QueryBatchNorm(nn.Module):
 
     def _normalise_together(self, x):
         """Normalises ``x``, (T, H * Q), by the statistics of all workers' tokens."""
-        sums = all_reduce(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+        sums = SumOverWorkers.apply(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
         tokens = sums[-1].detach()
         mean = sums[:-1] / tokens.clamp(min=1)  # (H * Q,)
-        var = all_reduce((x - mean).square().sum(0)) / tokens.clamp(min=1)  # (H * Q,)
+        var = SumOverWorkers.apply((x - mean).square().sum(0)) / tokens.clamp(min=1)  # (H * Q,)
         if tokens < 2:
             mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
         elif torch.is_grad_enabled():
@@ -101,6 +100,20 @@ class QueryBatchNorm(nn.Module):
             dtype = torch.promote_types(buffer.dtype, torch.float32)
             setattr(self, name, exact[name].to(buffer.device, dtype))
         return self
+
+
+class SumOverWorkers(torch.autograd.Function):
+    """Adds up a tensor over all workers, each of which gets the sum; backward likewise."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        return SumOverWorkers.forward(ctx, grad)
 
 
 def build_query_norm(kind, heads, query_dim, sync):

@@ -9,9 +9,8 @@ from pkm_fairseq.workers import count_workers
 def no_rows(values):
     """Returns a sparse gradient of a table of which no row was touched."""
     rows = torch.empty(1, 0, dtype=torch.int64, device=values.device)
-    return torch.sparse_coo_tensor(
-        rows, values.new_empty(0, values.shape[1]), values.shape, is_coalesced=True
-    )
+    row_grads = values.new_empty(0, values.shape[1])
+    return torch.sparse_coo_tensor(rows, row_grads, values.shape, check_invariants=False)
 
 
 def average_rows(grad):
@@ -27,6 +26,7 @@ def average_rows(grad):
         torch.cat([part[:count] for part, count in zip(rows, counts)]).unsqueeze(0),
         torch.cat([part[:count] for part, count in zip(row_grads, counts)]) / workers,
         grad.shape,
+        check_invariants=False,
     )
     return together.coalesce()
 
