@@ -6,15 +6,11 @@ and the median ratio of the torch form's time to the kernels'.
 """
 
 import argparse
-import json
 import os
-import platform
-import resource
-import statistics
-import time
+from functools import partial
 
 import torch
-from tqdm import tqdm
+from measure import in_turn, median_ratio, quartiles_ms, write_json
 
 from pkm_fairseq.ops import product_key_topk, touched_row_gradients, weighted_bag
 from pkm_fairseq.ops.cpu import numba_imports
@@ -33,15 +29,13 @@ def main():
     torch.manual_seed(args.seed)
     works = make_works(args)
     for name, work in works.items():
-        check(name, *(in_form(form, work)[1] for form in FORMS))
+        check(name, *(in_form(form, work) for form in FORMS))
     check_by_definition(args)
 
-    times = {name: {form: [] for form in FORMS} for name in works}
-    for _ in tqdm(range(args.repeats)):
-        for name, work in works.items():
-            for form in FORMS:
-                times[name][form].append(in_form(form, work)[0])
-    report(args, times)
+    in_forms = {
+        (name, form): partial(in_form, form, work) for name, work in works.items() for form in FORMS
+    }
+    report(args, works, in_turn(in_forms, args.repeats))
 
 
 def make_works(args):
@@ -85,11 +79,9 @@ def make_works(args):
 
 
 def in_form(form, work):
-    """Returns the seconds that ``work`` takes in a form, and what it returns."""
+    """Returns what ``work`` returns in a form."""
     os.environ["PKM_KERNELS"] = FORMS[form]
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+    return work()
 
 
 def check(name, results, others):
@@ -107,34 +99,26 @@ def check_by_definition(args):
     values = torch.randn(args.subkeys**2, args.dim)
     slots, weights = slots.flatten(1), expected.softmax(-1).flatten(1)
     for form in FORMS:
-        _, (scores, _) = in_form(form, lambda: product_key_topk(*halves, args.topk))
+        scores, _ = in_form(form, lambda: product_key_topk(*halves, args.topk))
         check(f"search, {form}", [scores.detach()], [expected])
         check(
             f"{form} gradient", torch.autograd.grad(scores.square().sum(), halves), expected_grads
         )
-        _, read = in_form(form, lambda: weighted_bag(values, slots, weights))
+        read = in_form(form, lambda: weighted_bag(values, slots, weights))
         check(f"bag, {form}", [read], [reference_weighted_bag(values, slots, weights)])
 
 
-def report(args, times):
+def report(args, works, seconds):
     results = {}
     print(f"{'median (middle half), ms':30}" + "".join(f"{form:>24}" for form in FORMS) + "  ratio")
-    for name, by_form in times.items():
-        quartiles = {
-            form: [1000 * q for q in statistics.quantiles(seconds, n=4)]
-            for form, seconds in by_form.items()
-        }
-        ratio = statistics.median(a / b for a, b in zip(by_form["torch"], by_form["kernels"]))
+    for name in works:
+        quartiles = {form: quartiles_ms(seconds[name, form]) for form in FORMS}
+        ratio = median_ratio(*(seconds[name, form] for form in FORMS))
         results[name] = {"quartiles_ms": quartiles, "ratio": ratio}
         cells = (f"{q2:8.1f} ({q1:.1f}-{q3:.1f})" for q1, q2, q3 in quartiles.values())
         print(f"{name:30}" + "".join(f"{cell:>24}" for cell in cells) + f"{ratio:7.2f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory {peak:.2f} GiB; torch {torch.__version__}, {args.threads} threads")
     if args.json:
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        record = {"args": vars(args), "versions": versions, "peak_gib": peak, "results": results}
-        with open(args.json, "w") as file:
-            json.dump(record, file, indent=2)
+        write_json(args.json, args, results=results)
 
 
 def parse_args():

@@ -108,20 +108,20 @@ class Memory:
 
 def write_json(path, args, **results):
     """Writes what a run measured, with its options, its machine, its versions and its commit."""
-    record = {"args": vars(args), "machine": describe_machine(args.device), **results}
+    record = {"args": vars(args), "machine": describe_machine(vars(args).get("device")), **results}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def describe_machine(device="cpu"):
+def describe_machine(device=None):
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    cuda = torch.device(device).type == "cuda"
+    cuda = torch.device(device or "cpu").type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),
