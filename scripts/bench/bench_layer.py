@@ -32,12 +32,8 @@ from contestants import (
     is_installed,
     make_layer,
 )
-from matplotlib.figure import Figure
 from measure import Memory, in_turn, median_ratio, quartiles_ms, write_json
 from tqdm import tqdm
-
-# fairseq leaves the root logger at DEBUG, at which matplotlib logs each font it finds.
-logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = ("forward", "step")
@@ -132,10 +128,9 @@ GOALS = (
 def main():
     args = parse_args()
     torch.set_num_threads(args.threads)
-    layers = [layer for layer in args.layers if is_installed(layer)]
-    for layer in set(args.layers) - set(layers):
-        print(f'{layer} is left out: it is not installed (pip install --editable ".[bench]")')
-    sweep = [tuple((layer, work) for layer in layers) for work in works_to_sweep(args)]
+    works = works_to_sweep(args)
+    layers = [layer for layer in args.layers if can_train(layer, works[0].shrunk(), args)]
+    sweep = [tuple((layer, work) for layer in layers) for work in works]
     goals = GOALS if args.table else ()
     groups = dict.fromkeys([*sweep, *(goal.group(layers) for goal in goals)])
     for layer, work in dict.fromkeys((layer, work.shrunk()) for g in groups for layer, work in g):
@@ -154,6 +149,22 @@ def main():
         write_json(args.json, args, results=records, table=table)
     if args.plot:
         plot(args, [results[group] for group in sweep])
+
+
+def can_train(layer, work, args):
+    """Returns whether a layer can be measured; says why if not."""
+    if not is_installed(layer):
+        print(f'{layer} is left out: it is not installed (pip install --editable ".[bench]")')
+        return False
+    try:
+        Contestant(make_layer(layer, work), work, args.device, DTYPES[args.dtype]).step()
+    except RuntimeError as error:
+        # Stock torch lacks some operations in some dtypes; anything else is a mistake.
+        if "not implemented for" not in str(error):
+            raise
+        print(f"{layer} is left out: {error}")
+        return False
+    return True
 
 
 def works_to_sweep(args):
@@ -220,14 +231,12 @@ def make_contestant(layer, work, args):
         contestant.draw(number)
         contestant.forward()
         contestant.step()
-    state = contestant.state()
-    for tensor in state:
+    for tensor in contestant.state():
         # Zeros become resident when they are first written: not in the step that is measured.
         tensor.data.mul_(1)
     memory.reset_peak()
     contestant.step()
-    state_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state)
-    return contestant, memory.peak() - before - state_bytes
+    return contestant, memory.peak() - before - contestant.bytes_expected()
 
 
 def records_of(measured):
@@ -268,6 +277,10 @@ def report(measured):
 
 def plot(args, sweep):
     """Draws the medians over slots and over tokens, with the middle half of the rounds."""
+    # fairseq leaves the root logger at DEBUG, at which matplotlib logs each font it finds.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    from matplotlib.figure import Figure
+
     results = {entry: result for measured in sweep for entry, result in measured.items()}
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(len(KINDS), 2, sharex="col", sharey="row")

@@ -12,13 +12,20 @@ from functools import partial
 import torch
 from measure import in_turn, median_ratio, quartiles_ms, write_json
 
-from pkm_fairseq.ops import product_key_topk, touched_row_gradients, weighted_bag
+from pkm_fairseq.ops import (
+    new_row_state,
+    product_key_topk,
+    row_adam_,
+    touched_row_gradients,
+    weighted_bag,
+)
 from pkm_fairseq.ops.cpu import numba_imports
 from pkm_fairseq.ops.product_key_topk.reference import reference_product_key_topk
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 
 FORMS = {"torch": "0", "kernels": "1"}
 CHECKED_TOKENS = 4
+ADAM = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.01}
 
 
 def main():
@@ -67,6 +74,15 @@ def make_works(args):
         rows, _, grad_weights = touched_row_gradients(values, slots, weights, grad_output, kept)
         return rows, grad_weights, kept[rows[:1000]]
 
+    rows, row_grads, _ = touched_row_gradients(values, slots, weights, grad_output)
+    # A table for each form: a step changes it.
+    tables = {form: (values.clone(), new_row_state(values)) for form in FORMS.values()}
+
+    def row_adam():
+        table, state = tables[os.environ["PKM_KERNELS"]]
+        row_adam_(table, rows, row_grads, state, step=1, **ADAM)
+        return table[rows[:1000]], state["exp_avg"][rows[:1000]]
+
     return {
         "search": search,
         "search and its backward": search_and_backward,
@@ -75,6 +91,7 @@ def make_works(args):
         "bag backward, touched rows": lambda: touched_row_gradients(
             values, slots, weights, grad_output
         ),
+        "Adam of the touched rows": row_adam,
     }
 
 

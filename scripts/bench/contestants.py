@@ -134,10 +134,19 @@ class Contestant:
         self.x.grad = None
 
     def state(self):
-        """Returns the parameters, the buffers and the tensors that the optimizer keeps."""
+        """Returns the parameters and buffers of the layer, and all that the optimizer keeps."""
         kept = [value for state in self.optimizer.state.values() for value in state.values()]
-        tensors = [*self.layer.parameters(), *self.layer.buffers(), *kept]
-        return [tensor for tensor in tensors if torch.is_tensor(tensor)]
+        return [*self.layer.parameters(), *self.layer.buffers(), *kept]
+
+    def bytes_expected(self):
+        """Returns the bytes of the parameters and buffers and of Adam's two moments."""
+        moments = [
+            state[name]
+            for state in self.optimizer.state.values()
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
+        tensors = [*self.layer.parameters(), *self.layer.buffers(), *moments]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def check(name, work, device="cpu"):

@@ -21,6 +21,8 @@ PACKAGES = ("torch", "numpy", "numba", "triton", "fairseq", "fairseq-fixed", "pr
 def in_turn(works, repeats, device="cpu", before_round=None):
     """Runs every work once in each round, so that a noisy moment meets all of them.
 
+    Every other round goes backwards, so that none always finds the caches that another left it.
+
     Args:
         works: functions without arguments, by name.
         repeats: number of rounds.
@@ -34,8 +36,8 @@ def in_turn(works, repeats, device="cpu", before_round=None):
     for number in tqdm(range(repeats), leave=False):
         if before_round:
             before_round(number)
-        for name, work in works.items():
-            seconds[name].append(timed(work, device))
+        for name in [*works][:: -1 if number % 2 else 1]:
+            seconds[name].append(timed(works[name], device))
     return seconds
 
 
