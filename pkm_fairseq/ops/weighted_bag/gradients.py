@@ -63,11 +63,14 @@ class KeptDenseGradient:
         table = self._table.take(values, len(values))
         if table is None:
             return dense_gradient(*inputs)
-        for rows in self._written:
-            table.index_fill_(0, rows, 0)
         if not table[0].isfinite().all():  # scaled by what is not finite: nothing of it is zero
             table.zero_()
         rows, _, grad_weights = touched_row_gradients(*inputs, out=table)
+        stale = torch.zeros(len(table), dtype=torch.bool)
+        for written in self._written:
+            stale[written] = True
+        stale[rows] = False
+        table.index_fill_(0, stale.nonzero().squeeze(1), 0)
         self._written = [rows]
         return table, grad_weights
 
