@@ -64,6 +64,13 @@ class PKMConfig(FairseqDataclass):
     pkm_query_norm: QUERY_NORMS = field(
         default="batch", metadata={"help": "normalisation of the queries"}
     )
+    pkm_sync_query_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "normalise queries by the batches of all workers together (with "
+            "--pkm-query-norm batch); else each worker goes by its own"
+        },
+    )
     pkm_query_dropout: float = field(
         default=0.0, metadata={"help": "dropout probability on the queries"}
     )
@@ -148,6 +155,11 @@ class PKMConfig(FairseqDataclass):
             raise ValueError(
                 "--pkm-share-values has no effect with one memory: "
                 "remove it or name more layers in --pkm-layers"
+            )
+        if self.pkm_sync_query_norm and self.pkm_query_norm != "batch":
+            raise ValueError(
+                f"--pkm-sync-query-norm has no effect with --pkm-query-norm {self.pkm_query_norm}: "
+                "remove it or choose batch"
             )
         check_memory(
             subkeys=self.pkm_subkeys,

@@ -16,6 +16,7 @@ from fairseq.models.roberta.model import (
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.utils import safe_getattr, safe_hasattr
 from omegaconf import OmegaConf
+from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoint import fit_checkpoint, memory_options
 from pkm_fairseq.config import PKMConfig, flag
@@ -38,13 +39,17 @@ class PKMRobertaModel(RobertaModel):
             # By which fairseq's optimizers, ours among them, know the values from the rest.
             memory.values.weight.param_group = "pkm_values"
             memory.values.weight.pkm_grad = memory.values.grad
-            if memory.values.grad == "sparse":
-                memory.values.weight.expert = True  # fairseq leaves its gradient to us
-        self._sparse_values = [
-            memory.values.weight
-            for memory in self.memories().values()
-            if memory.values.grad == "sparse"
-        ]
+        self._sparse_values = {
+            name: param
+            for name, param in self.named_parameters()
+            if getattr(param, "pkm_grad", "dense") == "sparse"
+        }
+        # Workers share these gradients through the optimizer: so says each of fairseq's backends.
+        for values in self._sparse_values.values():
+            values.expert = True  # legacy_ddp
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self, list(self._sparse_values)
+        )
 
     @staticmethod
     def add_args(parser):
@@ -132,6 +137,12 @@ class PKMRobertaModel(RobertaModel):
         logger.info("starting from %s", path)
         self.load_state_dict(state)
 
+    def average_query_statistics(self):
+        """Gives all workers, each of which has to call this, the same running statistics."""
+        for memory in self.memories().values():
+            if hasattr(memory.query_norm, "average_over_workers"):
+                memory.query_norm.average_over_workers()
+
     def forward(self, *args, **options):
         """Does what fairseq's RoBERTa does, unless it is trained by an optimizer that cannot.
 
@@ -139,7 +150,7 @@ class PKMRobertaModel(RobertaModel):
             ValueError: if values have sparse gradients that nobody takes.
         """
         if self.training and torch.is_grad_enabled():
-            for values in self._sparse_values:
+            for values in self._sparse_values.values():
                 if not hasattr(values, "sparse_gradient_taken"):
                     raise ValueError(
                         "--pkm-grad sparse needs --optimizer pkm_adam, and half precision needs "
@@ -227,6 +238,11 @@ def _refuse_what_memory_cannot_do(args, config):
             "--ffn-blocks-to-remove rebuilds the feed-forward networks that memories are attached "
             "to: prune the model before giving it a memory, or leave out --pkm-layers"
         )
+    if config.pkm_sync_query_norm and safe_getattr(args, "encoder_layerdrop", 0):
+        raise ValueError(
+            "--encoder-layerdrop drops other layers on each worker, and they would wait for each "
+            "other in --pkm-sync-query-norm: leave one of the two out"
+        )
     if config.pkm_mode == "replace" and safe_getattr(args, "ffn_reg_scale_factor", 0):
         raise ValueError(
             "--ffn-reg-scale-factor needs a feed-forward network in every layer: "
@@ -234,9 +250,16 @@ def _refuse_what_memory_cannot_do(args, config):
         )
 
 
+def _keep_bf16_off_tpu(args):
+    """Undoes what fairseq-train makes of --bf16: a training on a TPU (fairseq issue #4696)."""
+    if safe_getattr(args, "bf16", False):
+        args.tpu = False
+
+
 @register_model_architecture("pkm_roberta", "pkm_roberta")
 def pkm_roberta_architecture(args):
     """RoBERTa's own sizes; no memory until --pkm-layers names its layers."""
+    _keep_bf16_off_tpu(args)
     base_architecture(args)
 
 
@@ -244,6 +267,7 @@ def pkm_roberta_architecture(args):
 def pkm_roberta_base_architecture(args):
     """roberta_base with memory at two of its 12 layers."""
     args.pkm_layers = safe_getattr(args, "pkm_layers", [4, 8])
+    _keep_bf16_off_tpu(args)
     roberta_base_architecture(args)
 
 
@@ -251,4 +275,5 @@ def pkm_roberta_base_architecture(args):
 def pkm_roberta_large_architecture(args):
     """roberta_large with memory at two of its 24 layers."""
     args.pkm_layers = safe_getattr(args, "pkm_layers", [8, 16])
+    _keep_bf16_off_tpu(args)
     roberta_large_architecture(args)

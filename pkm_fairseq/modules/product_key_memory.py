@@ -25,6 +25,7 @@ class ProductKeyMemory(nn.Module):
         key_dim: width of a query and of a key, even.
         value_dim: width of a value, None for ``input_dim``; any other adds a projection.
         query_norm: batch, layer or none.
+        sync_query_norm: whether batch takes the statistics of all workers' tokens together.
         query_dropout: dropout probability on the normalised queries.
         value_dropout: dropout probability on the weighted sum of values.
         value_init: normal or zero.
@@ -45,6 +46,7 @@ class ProductKeyMemory(nn.Module):
         key_dim=PKMConfig.pkm_key_dim,
         value_dim=PKMConfig.pkm_value_dim,
         query_norm=PKMConfig.pkm_query_norm,
+        sync_query_norm=PKMConfig.pkm_sync_query_norm,
         query_dropout=PKMConfig.pkm_query_dropout,
         value_dropout=PKMConfig.pkm_value_dropout,
         value_init=PKMConfig.pkm_value_init,
@@ -70,7 +72,7 @@ class ProductKeyMemory(nn.Module):
             )
         self.heads = heads
         self.query = nn.Linear(input_dim, heads * key_dim)
-        self.query_norm = build_query_norm(query_norm, heads, key_dim)
+        self.query_norm = build_query_norm(query_norm, heads, key_dim, sync_query_norm)
         self.query_dropout = nn.Dropout(query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
         self.search = ProductKeySearch(topk)

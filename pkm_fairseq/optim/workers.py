@@ -2,7 +2,8 @@
 
 import torch
 import torch.distributed as dist
-from fairseq.distributed.utils import get_data_parallel_group
+
+from pkm_fairseq.workers import count_workers
 
 
 def no_rows(values):
@@ -15,16 +16,13 @@ def no_rows(values):
 
 def average_rows(grad):
     """Returns the mean over all workers of a sparse gradient, the same on each of them."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return grad
-    group = get_data_parallel_group()
-    workers = dist.get_world_size(group)
+    workers = count_workers()
     if workers == 1:
         return grad
-    counts = _gather(torch.tensor([grad._nnz()], device=grad.device), group, workers)
+    counts = _gather(torch.tensor([grad._nnz()], device=grad.device), workers)
     most = int(max(counts))
-    rows = _gather(_pad(grad._indices()[0], most), group, workers)
-    row_grads = _gather(_pad(grad._values(), most), group, workers)
+    rows = _gather(_pad(grad._indices()[0], most), workers)
+    row_grads = _gather(_pad(grad._values(), most), workers)
     together = torch.sparse_coo_tensor(
         torch.cat([part[:count] for part, count in zip(rows, counts)]).unsqueeze(0),
         torch.cat([part[:count] for part, count in zip(row_grads, counts)]) / workers,
@@ -33,10 +31,10 @@ def average_rows(grad):
     return together.coalesce()
 
 
-def _gather(tensor, group, workers):
+def _gather(tensor, workers):
     """Returns the tensor of each worker, all of one shape."""
     tensors = [torch.empty_like(tensor) for _ in range(workers)]
-    dist.all_gather(tensors, tensor, group=group)
+    dist.all_gather(tensors, tensor)
     return tensors
 
 

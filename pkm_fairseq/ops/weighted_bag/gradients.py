@@ -4,9 +4,10 @@ S slots, D value-dim, T tokens, n rows each token selected, R distinct rows amon
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from pkm_fairseq.workers import count_workers
 
 from ..cpu import use_cpu_kernels
 from .eager import eager_touched_row_gradients, weight_gradients
@@ -53,7 +54,7 @@ class KeptDenseGradient:
 
     def __call__(self, values, slots, weights, grad_output):
         inputs = (values, slots, weights, grad_output)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if count_workers() > 1:
             return dense_gradient(*inputs)
         if values.is_leaf and self._table.holds(values.grad):
             # Of an earlier batch of this update: torch adds the rows of a sparse gradient to it.
