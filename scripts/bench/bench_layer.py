@@ -262,7 +262,8 @@ def report(measured):
     """Prints the results of entries that were measured together, a work at a time."""
     for work in dict.fromkeys(work for _, work in measured):
         others = [other for other in (TEXTBOOK, PYPI) if (other, work) in measured]
-        print(f"\n{work}; times faster than {' and '.join(others) or 'nothing'} in brackets")
+        brackets = f"; in brackets: times faster than {' and '.join(others)}" if others else ""
+        print(f"\n{work}{brackets}")
         print(f"{'median, middle half of the rounds':36}{'forward, ms':26}{'step, ms':32}step, MiB")
         for record in records_of({entry: r for entry, r in measured.items() if entry[1] == work}):
             line = f"{record['layer']:22}"

@@ -102,6 +102,7 @@ class Contestant:
         self.optimizer = optimizer(self.layer.parameters(), **adam)
         self.x = torch.empty(work.tokens, work.dim, device=device, dtype=dtype, requires_grad=True)
         self.upstream = torch.empty_like(self.x, requires_grad=False)
+        self.draw(0)
 
     def draw(self, seed):
         """Draws tokens, (T, D), and the gradient of what is read for them: the same for all."""
@@ -185,8 +186,6 @@ def check(name, work, device="cpu"):
         for parameter, result in in_textbook_form(layer, read).items():
             compare(f"{what} of {parameter}", result, others[parameter])
 
-    for contestant in (ours, expected):
-        contestant.draw(1)
     compare("what is read", ours.forward(), expected.forward())
     for contestant in (ours, expected):
         contestant.backward()
