@@ -14,16 +14,13 @@ and buffers and Adam's moments. Layers that do not fit into memory side by side 
 
 import argparse
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import List, Tuple
 
 import torch
 from contestants import (
-    DENSE,
     FFN,
     PYPI,
-    SPARSE,
     TABLES,
     TEXTBOOK,
     Contestant,
@@ -32,97 +29,13 @@ from contestants import (
     is_installed,
     make_layer,
 )
-from measure import Memory, in_turn, median_ratio, quartiles_ms, write_json
+from goals import GOALS, KINDS, Result
+from measure import Memory, in_turn, quartiles_ms, write_json
 from tqdm import tqdm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KINDS = ("forward", "step")
 WARMUPS = 2
 USABLE_MEMORY = 0.85
-
-
-@dataclass
-class Result:
-    """What was measured of one layer: the seconds of each round, and bytes."""
-
-    forward: List[float]
-    step: List[float]
-    step_bytes: int
-    table_bytes: int
-
-    def times_faster(self, other):
-        return {kind: median_ratio(getattr(other, kind), getattr(self, kind)) for kind in KINDS}
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A figure that is to be reached. An entry, (layer, work), is measured against ``base``.
-
-    ``kind`` forward or step compares times, memory the bytes of a step with those of the table.
-    """
-
-    what: str
-    bound: str
-    value: float
-    kind: str
-    entries: Tuple[Tuple[str, Work], ...]
-    base: Tuple[str, Work]
-
-    def group(self, layers):
-        """Returns the entries to measure in turn: every layer, where the work is one."""
-        entries = [*self.entries, self.base]
-        if len({work for _, work in entries}) == 1:
-            return tuple((layer, self.base[1]) for layer in layers)
-        return tuple(entry for entry in entries if entry[0] in layers)
-
-    def record(self, results):
-        """Returns the goal beside what was measured, as far as there are results."""
-        measured = {}
-        for entry in self.entries:
-            if entry not in results or self.base not in results:
-                continue
-            result, base = results[entry], results[self.base]
-            measured[entry[0]] = (
-                result.step_bytes / result.table_bytes
-                if self.kind == "memory"
-                else base.times_faster(result)[self.kind]
-            )
-        sign = 1 if self.bound == "at least" else -1
-        reached = all(sign * value >= sign * self.value for value in measured.values())
-        return {
-            "what": self.what,
-            "figure": f"{self.bound} {self.value:g}",
-            "measured": measured,
-            "reached": reached if len(measured) == len(self.entries) else None,
-        }
-
-
-BASE = Work(tokens=2048, dim=768, subkeys=512)
-MILLION = Work(tokens=256, dim=256, subkeys=1024)
-LARGEST, SMALLEST = (Work(tokens=256, dim=64, subkeys=subkeys) for subkeys in (2048, 256))
-STOCK = ((TEXTBOOK, BASE), (PYPI, BASE))
-GOALS = (
-    Goal(
-        "forward, 2,048 tokens, dim 768, 512² slots: time against that of ours, dense",
-        *("at least", 1.8, "forward", STOCK, (DENSE, BASE)),
-    ),
-    Goal(
-        "step, the same",
-        *("at least", 4.5, "step", STOCK, (DENSE, BASE)),
-    ),
-    Goal(
-        "step, 256 tokens, dim 256, 1,024² slots: time against that of ours, sparse",
-        *("at least", 35, "step", ((TEXTBOOK, MILLION),), (SPARSE, MILLION)),
-    ),
-    Goal(
-        "step, 256 tokens, dim 64: time at 2,048² slots against that at 256²",
-        *("at most", 1.5, "step", ((SPARSE, LARGEST),), (SPARSE, SMALLEST)),
-    ),
-    Goal(
-        "step, 256 tokens, dim 64, 2,048² slots: peak memory against the table's",
-        *("at most", 0.15, "memory", ((SPARSE, LARGEST),), (SPARSE, LARGEST)),
-    ),
-)
 
 
 def main():
@@ -270,9 +183,11 @@ def report(measured):
             for kind in KINDS:
                 first, median, third = record[f"{kind}_ms"]
                 times = [f"{record['times_faster_than'][other][kind]:.2f}" for other in others]
-                line += (
-                    f"{median:9.2f} {f'{first:.2f}-{third:.2f}':18}{f'[{chr(32).join(times)}]':14}"
+                spread, brackets = (
+                    f"{first:.2f}-{third:.2f}",
+                    f"[{' '.join(times)}]" if times else "",
                 )
+                line += f"{median:9.2f} {spread:18}{brackets:14}"
             print(f"{line}{record['step_bytes'] / 2**20:9.1f}")
 
 
