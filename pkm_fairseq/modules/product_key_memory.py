@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pkm_fairseq.config import PKMConfig, check_memory
-from pkm_fairseq.ops import product_key_topk
+from pkm_fairseq.ops import product_key_search
 
 from .query_norm import build_query_norm
 from .value_table import ValueTable
@@ -154,7 +154,6 @@ class ProductKeySearch(nn.Module):
             The slots, best first, (T, H, K), int64, and their weights, which sum to one for each
             head and token, (T, H, K), in float32 or better.
         """
-        scores1, scores2 = torch.einsum("thcq,hcnq->cthn", query, subkeys)  # (T, H, N) each
-        scores, slots = product_key_topk(scores1, scores2, self.topk)
+        scores, slots = product_key_search(query, subkeys, self.topk)  # (T, H, K) each
         # A softmax over few, close scores: float32 or better under any dtype of the model.
         return slots, scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -1,5 +1,6 @@
 """Tensor functions of product-key memory; nothing here knows of fairseq."""
 
+from .product_key_search import product_key_search
 from .product_key_topk import product_key_topk
 from .row_adam import new_row_state, row_adam_
 from .weighted_bag import (
@@ -13,6 +14,7 @@ __all__ = [
     "KeptDenseGradient",
     "KeptSparseGradient",
     "new_row_state",
+    "product_key_search",
     "product_key_topk",
     "row_adam_",
     "touched_row_gradients",

@@ -20,7 +20,6 @@ class LazyAdam(torch.optim.Optimizer):
 
     # What fairseq asks of an optimizer.
     supports_memory_efficient_fp16 = True
-    supports_step_with_scale = True
     supports_flat_params = True
     disable_mem_eff_fp16_loading_hack = True
 

@@ -14,13 +14,13 @@ from measure import in_turn, median_ratio, quartiles_ms, write_json
 
 from pkm_fairseq.ops import (
     new_row_state,
-    product_key_topk,
+    product_key_search,
     row_adam_,
     touched_row_gradients,
     weighted_bag,
 )
 from pkm_fairseq.ops.cpu import numba_imports
-from pkm_fairseq.ops.product_key_topk.reference import reference_product_key_topk
+from pkm_fairseq.ops.product_key_search.reference import reference_product_key_search
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 
 FORMS = {"torch": "0", "kernels": "1"}
@@ -48,10 +48,7 @@ def main():
 def make_works(args):
     """Returns what is measured, by name: functions that return what to compare."""
     slots_total, n = args.subkeys**2, args.heads * args.topk
-    # As the layer has them: the halves of all heads from one product.
-    query = torch.randn(args.tokens, args.heads, 2, args.key_dim // 2)
-    subkeys = torch.randn(args.heads, 2, args.subkeys, args.key_dim // 2)
-    halves = torch.einsum("thcq,hcnq->cthn", query, subkeys).requires_grad_()  # (2, T, H, N)
+    inputs = draw_search(args, args.tokens)
     grad_scores = torch.randn(args.tokens, args.heads, args.topk)
 
     values = torch.randn(slots_total, args.dim)
@@ -62,12 +59,12 @@ def make_works(args):
 
     def search():
         with torch.no_grad():
-            return product_key_topk(*halves, args.topk)[:1]
+            return product_key_search(*inputs, args.topk)[:1]
 
     def search_and_backward():
-        scores, _ = product_key_topk(*halves, args.topk)
+        scores, _ = product_key_search(*inputs, args.topk)
         # Where scores tie, forms may choose other slots: gradients are checked by definition.
-        torch.autograd.grad(scores, halves, grad_scores)
+        torch.autograd.grad(scores, inputs, grad_scores)
         return (scores.detach(),)
 
     def bag_gradients():
@@ -95,6 +92,14 @@ def make_works(args):
     }
 
 
+def draw_search(args, tokens):
+    """Returns queries, scaled so that scores are of order 1, and sub-keys."""
+    width = args.key_dim // 2
+    query = torch.randn(tokens, args.heads, 2, width) / width**0.5
+    subkeys = torch.randn(args.heads, 2, args.subkeys, width)
+    return query.requires_grad_(), subkeys.requires_grad_()
+
+
 def in_form(form, work):
     """Returns what ``work`` returns in a form."""
     os.environ["PKM_KERNELS"] = FORMS[form]
@@ -109,18 +114,21 @@ def check(name, results, others):
 
 
 def check_by_definition(args):
-    halves = torch.randn(2, CHECKED_TOKENS, args.heads, args.subkeys, requires_grad=True)
-    expected, slots = reference_product_key_topk(*halves, args.topk)
-    expected_grads = torch.autograd.grad(expected.square().sum(), halves)
+    inputs = draw_search(args, CHECKED_TOKENS)
+    expected, slots = reference_product_key_search(*inputs, args.topk)
+    expected_grads = torch.autograd.grad(expected.square().sum(), inputs)
     expected = expected.detach()
     values = torch.randn(args.subkeys**2, args.dim)
     slots, weights = slots.flatten(1), expected.softmax(-1).flatten(1)
+
+    def search_and_backward():
+        scores, _ = product_key_search(*inputs, args.topk)
+        return scores.detach(), torch.autograd.grad(scores.square().sum(), inputs)
+
     for form in FORMS:
-        scores, _ = in_form(form, lambda: product_key_topk(*halves, args.topk))
-        check(f"search, {form}", [scores.detach()], [expected])
-        check(
-            f"{form} gradient", torch.autograd.grad(scores.square().sum(), halves), expected_grads
-        )
+        scores, grads = in_form(form, search_and_backward)
+        check(f"search, {form}", [scores], [expected])
+        check(f"{form} gradient", grads, expected_grads)
         read = in_form(form, lambda: weighted_bag(values, slots, weights))
         check(f"bag, {form}", [read], [reference_weighted_bag(values, slots, weights)])
 
