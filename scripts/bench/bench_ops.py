@@ -6,23 +6,26 @@ and the median ratio of the torch form's time to the kernels'.
 """
 
 import argparse
-import json
 import os
-import platform
-import resource
-import statistics
-import time
+from functools import partial
 
 import torch
-from tqdm import tqdm
+from measure import in_turn, median_ratio, quartiles_ms, write_json
 
-from pkm_fairseq.ops import product_key_search, touched_row_gradients, weighted_bag
+from pkm_fairseq.ops import (
+    new_row_state,
+    product_key_search,
+    row_adam_,
+    touched_row_gradients,
+    weighted_bag,
+)
 from pkm_fairseq.ops.cpu import numba_imports
 from pkm_fairseq.ops.product_key_search.reference import reference_product_key_search
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 
 FORMS = {"torch": "0", "kernels": "1"}
 CHECKED_TOKENS = 4
+ADAM = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.01}
 
 
 def main():
@@ -33,15 +36,13 @@ def main():
     torch.manual_seed(args.seed)
     works = make_works(args)
     for name, work in works.items():
-        check(name, *(in_form(form, work)[1] for form in FORMS))
+        check(name, *(in_form(form, work) for form in FORMS))
     check_by_definition(args)
 
-    times = {name: {form: [] for form in FORMS} for name in works}
-    for _ in tqdm(range(args.repeats)):
-        for name, work in works.items():
-            for form in FORMS:
-                times[name][form].append(in_form(form, work)[0])
-    report(args, times)
+    in_forms = {
+        (name, form): partial(in_form, form, work) for name, work in works.items() for form in FORMS
+    }
+    report(args, works, in_turn(in_forms, args.repeats))
 
 
 def make_works(args):
@@ -70,6 +71,15 @@ def make_works(args):
         rows, _, grad_weights = touched_row_gradients(values, slots, weights, grad_output, kept)
         return rows, grad_weights, kept[rows[:1000]]
 
+    rows, row_grads, _ = touched_row_gradients(values, slots, weights, grad_output)
+    # A table for each form: a step changes it.
+    tables = {form: (values.clone(), new_row_state(values)) for form in FORMS.values()}
+
+    def row_adam():
+        table, state = tables[os.environ["PKM_KERNELS"]]
+        row_adam_(table, rows, row_grads, state, step=1, **ADAM)
+        return table[rows[:1000]], state["exp_avg"][rows[:1000]]
+
     return {
         "search": search,
         "search and its backward": search_and_backward,
@@ -78,6 +88,7 @@ def make_works(args):
         "bag backward, touched rows": lambda: touched_row_gradients(
             values, slots, weights, grad_output
         ),
+        "Adam of the touched rows": row_adam,
     }
 
 
@@ -90,11 +101,9 @@ def draw_search(args, tokens):
 
 
 def in_form(form, work):
-    """Returns the seconds that ``work`` takes in a form, and what it returns."""
+    """Returns what ``work`` returns in a form."""
     os.environ["PKM_KERNELS"] = FORMS[form]
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+    return work()
 
 
 def check(name, results, others):
@@ -117,32 +126,24 @@ def check_by_definition(args):
         return scores.detach(), torch.autograd.grad(scores.square().sum(), inputs)
 
     for form in FORMS:
-        _, (scores, grads) = in_form(form, search_and_backward)
+        scores, grads = in_form(form, search_and_backward)
         check(f"search, {form}", [scores], [expected])
         check(f"{form} gradient", grads, expected_grads)
-        _, read = in_form(form, lambda: weighted_bag(values, slots, weights))
+        read = in_form(form, lambda: weighted_bag(values, slots, weights))
         check(f"bag, {form}", [read], [reference_weighted_bag(values, slots, weights)])
 
 
-def report(args, times):
+def report(args, works, seconds):
     results = {}
     print(f"{'median (middle half), ms':30}" + "".join(f"{form:>24}" for form in FORMS) + "  ratio")
-    for name, by_form in times.items():
-        quartiles = {
-            form: [1000 * q for q in statistics.quantiles(seconds, n=4)]
-            for form, seconds in by_form.items()
-        }
-        ratio = statistics.median(a / b for a, b in zip(by_form["torch"], by_form["kernels"]))
+    for name in works:
+        quartiles = {form: quartiles_ms(seconds[name, form]) for form in FORMS}
+        ratio = median_ratio(*(seconds[name, form] for form in FORMS))
         results[name] = {"quartiles_ms": quartiles, "ratio": ratio}
         cells = (f"{q2:8.1f} ({q1:.1f}-{q3:.1f})" for q1, q2, q3 in quartiles.values())
         print(f"{name:30}" + "".join(f"{cell:>24}" for cell in cells) + f"{ratio:7.2f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory {peak:.2f} GiB; torch {torch.__version__}, {args.threads} threads")
     if args.json:
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        record = {"args": vars(args), "versions": versions, "peak_gib": peak, "results": results}
-        with open(args.json, "w") as file:
-            json.dump(record, file, indent=2)
+        write_json(args.json, args, results=results)
 
 
 def parse_args():
