@@ -25,6 +25,8 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # What scripts/bench/bench_layer.py compares the memory with, where it is installed.
+        "bench": ["product-key-memory"],
         # CPU kernels of pkm_fairseq.ops; older Pythons do without.
         "cpu": ['numba; python_version >= "3.10"'],
         "test": ["hypothesis", "pytest", "ruff"],

@@ -14,8 +14,17 @@ from omegaconf.errors import OmegaConfBaseException
 PKM_MODES = ChoiceEnum(["residual", "replace"])
 QUERY_NORMS = ChoiceEnum(["batch", "layer", "none"])
 VALUE_INITS = ChoiceEnum(["normal", "zero"])
-# Options of the plugin that are not the model's: of its tasks and criterions.
-OTHER_OPTIONS = {"pkm_init_from", "pkm_usage_per_head", "pkm_drift_tokens"}
+GRADIENTS = ChoiceEnum(["dense", "sparse"])
+# Options of the plugin that are not the model's: of its tasks, criterions and optimizer.
+OTHER_OPTIONS = {
+    "pkm_init_from",
+    "pkm_usage_per_head",
+    "pkm_drift_tokens",
+    "pkm_values_lr",
+    "pkm_values_lr_scheduled",
+    "pkm_values_weight_decay",
+    "pkm_values_clip_norm",
+}
 
 
 @dataclass
@@ -55,6 +64,13 @@ class PKMConfig(FairseqDataclass):
     pkm_query_norm: QUERY_NORMS = field(
         default="batch", metadata={"help": "normalisation of the queries"}
     )
+    pkm_sync_query_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "normalise queries by the batches of all workers together (with "
+            "--pkm-query-norm batch); else each worker goes by its own"
+        },
+    )
     pkm_query_dropout: float = field(
         default=0.0, metadata={"help": "dropout probability on the queries"}
     )
@@ -70,6 +86,13 @@ class PKMConfig(FairseqDataclass):
     )
     pkm_share_values: bool = field(
         default=False, metadata={"help": "one table of values for all memory layers"}
+    )
+    pkm_grad: GRADIENTS = field(
+        default="dense",
+        metadata={
+            "help": "gradient of the values: dense works with every optimizer; sparse, with "
+            "--optimizer pkm_adam, makes the cost of an update follow the rows it touches"
+        },
     )
 
     @classmethod
@@ -132,6 +155,11 @@ class PKMConfig(FairseqDataclass):
             raise ValueError(
                 "--pkm-share-values has no effect with one memory: "
                 "remove it or name more layers in --pkm-layers"
+            )
+        if self.pkm_sync_query_norm and self.pkm_query_norm != "batch":
+            raise ValueError(
+                f"--pkm-sync-query-norm has no effect with --pkm-query-norm {self.pkm_query_norm}: "
+                "remove it or choose batch"
             )
         check_memory(
             subkeys=self.pkm_subkeys,

@@ -9,6 +9,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.criterions import UsageConfig
+from pkm_fairseq.optim import PKMAdamConfig
 from pkm_fairseq.tasks import InitFromConfig
 
 
@@ -33,6 +34,8 @@ def options_parser():
         "criterions pkm_masked_lm and pkm_sentence_prediction (--criterion; under criterion:)"
     )
     gen_parser_from_dataclass(group, UsageConfig())
+    group = parser.add_argument_group("optimizer pkm_adam (--optimizer; under optimizer:)")
+    gen_parser_from_dataclass(group, PKMAdamConfig())
     return parser
 
 

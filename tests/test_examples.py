@@ -9,6 +9,7 @@ from omegaconf import OmegaConf, open_dict
 import pkm_fairseq.models  # noqa: F401 - registers the architectures
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.criterions import UsageConfig
+from pkm_fairseq.optim import PKMAdamConfig
 from pkm_fairseq.tasks import InitFromConfig
 
 EXAMPLES = Path(__file__).parents[1] / "user_dir_examples"
@@ -25,7 +26,10 @@ def test_a_config_names_every_option_and_they_work_together(path):
     config = OmegaConf.load(path)
     config.task.data = "some/data"
     model = config.model
-    for part, options in OPTIONS.items():
+    given = dict(OPTIONS)
+    if config.optimizer._name == "pkm_adam":
+        given["optimizer"] = PKMAdamConfig
+    for part, options in given.items():
         assert pkm_options(config[part]) == pkm_options(vars(options())), part
     options = PKMConfig.from_args(model)
     # Outside fairseq's whole config nothing says what ${task.tokens_per_sample} is.

@@ -15,15 +15,17 @@ ALLOWED = {
     "config": set(),
     "scores": set(),
     "usage": set(),
+    "workers": set(),
     "monitor": {"usage"},
     "pictures": {"usage"},
     "criterions": {"config"},
     "tasks": {"config", "monitor", "pictures", "scores"},
-    "ops": set(),
-    "modules": {"checkpoint", "config", "ops"},
+    "ops": {"workers"},
+    "modules": {"checkpoint", "config", "ops", "workers"},
+    "optim": {"ops", "workers"},
     "models": {"checkpoint", "config", "ops", "modules"},
 }
-FAIRSEQ_FREE = {"checkpoint", "monitor", "ops", "pictures", "scores", "usage"}
+FAIRSEQ_FREE = {"checkpoint", "monitor", "ops", "pictures", "scores", "usage", "workers"}
 
 
 def room_of(path):

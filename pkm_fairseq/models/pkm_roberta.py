@@ -6,6 +6,7 @@ from argparse import Namespace
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.distributed import fsdp_wrap
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import (
@@ -16,6 +17,8 @@ from fairseq.models.roberta.model import (
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.utils import safe_getattr, safe_hasattr
 from omegaconf import OmegaConf
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_options
 from pkm_fairseq.config import PKMConfig, flag
@@ -35,6 +38,20 @@ class PKMRobertaModel(RobertaModel):
         # fairseq's constructor has just redrawn every nn.Linear, the memories' own included.
         for memory in self.memories().values():
             memory.reset_parameters()
+            # By which fairseq's optimizers, ours among them, know the values from the rest.
+            memory.values.weight.param_group = "pkm_values"
+            memory.values.weight.pkm_grad = memory.values.grad
+        self._sparse_values = {
+            name: param
+            for name, param in self.named_parameters()
+            if getattr(param, "pkm_grad", "dense") == "sparse"
+        }
+        # Workers share these gradients through the optimizer: so says each of fairseq's backends.
+        for values in self._sparse_values.values():
+            values.expert = True  # legacy_ddp
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self, list(self._sparse_values)
+        )
 
     @staticmethod
     def add_args(parser):
@@ -124,6 +141,28 @@ class PKMRobertaModel(RobertaModel):
         logger.info("starting from %s", path)
         self.load_state_dict(state)
 
+    def average_query_statistics(self):
+        """Gives all workers, each of which has to call this, the same running statistics."""
+        for memory in self.memories().values():
+            if hasattr(memory.query_norm, "average_over_workers"):
+                memory.query_norm.average_over_workers()
+
+    def forward(self, *args, **options):
+        """Does what fairseq's RoBERTa does, unless it is trained by an optimizer that cannot.
+
+        Raises:
+            ValueError: if values have sparse gradients that nobody takes.
+        """
+        if self.training and torch.is_grad_enabled():
+            for values in self._sparse_values.values():
+                if not hasattr(values, "sparse_gradient_taken"):
+                    raise ValueError(
+                        "--pkm-grad sparse needs --optimizer pkm_adam, and half precision needs "
+                        "--memory-efficient-fp16 or --memory-efficient-bf16 with it: add them, or "
+                        "choose --pkm-grad dense"
+                    )
+        return super().forward(*args, **options)
+
     @classmethod
     def hub_models(cls):
         """Returns no models: none is published to download."""
@@ -208,6 +247,17 @@ def _refuse_what_cannot_be(args, config):
             "--ffn-blocks-to-remove rebuilds the feed-forward networks that memories are attached "
             "to: prune the model before giving it a memory, or leave out --pkm-layers"
         )
+    probe = nn.Linear(1, 1)
+    if fsdp_wrap(probe, min_num_params=0) is not probe:
+        raise ValueError(
+            "--ddp-backend fully_sharded flattens parameters, in which a memory is neither found "
+            "nor started from a dense checkpoint: choose legacy_ddp or pytorch_ddp"
+        )
+    if config.pkm_sync_query_norm and safe_getattr(args, "encoder_layerdrop", 0):
+        raise ValueError(
+            "--encoder-layerdrop drops other layers on each worker, and they would wait for each "
+            "other in --pkm-sync-query-norm: leave one of the two out"
+        )
     if config.pkm_mode == "replace" and safe_getattr(args, "ffn_reg_scale_factor", 0):
         raise ValueError(
             "--ffn-reg-scale-factor needs a feed-forward network in every layer: "
@@ -215,9 +265,16 @@ def _refuse_what_cannot_be(args, config):
         )
 
 
+def _keep_bf16_off_tpu(args):
+    """Undoes what fairseq-train makes of --bf16: a training on a TPU (fairseq issue #4696)."""
+    if safe_getattr(args, "bf16", False):
+        args.tpu = False
+
+
 @register_model_architecture("pkm_roberta", "pkm_roberta")
 def pkm_roberta_architecture(args):
     """RoBERTa's own sizes; no memory until --pkm-layers names its layers."""
+    _keep_bf16_off_tpu(args)
     base_architecture(args)
 
 
@@ -225,6 +282,7 @@ def pkm_roberta_architecture(args):
 def pkm_roberta_base_architecture(args):
     """roberta_base with memory at two of its 12 layers."""
     args.pkm_layers = safe_getattr(args, "pkm_layers", [4, 8])
+    _keep_bf16_off_tpu(args)
     roberta_base_architecture(args)
 
 
@@ -232,4 +290,5 @@ def pkm_roberta_base_architecture(args):
 def pkm_roberta_large_architecture(args):
     """roberta_large with memory at two of its 24 layers."""
     args.pkm_layers = safe_getattr(args, "pkm_layers", [8, 16])
+    _keep_bf16_off_tpu(args)
     roberta_large_architecture(args)

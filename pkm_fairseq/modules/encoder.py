@@ -62,9 +62,11 @@ class PKMTransformerEncoder(TransformerEncoder):
                 key_dim=config.pkm_key_dim,
                 value_dim=config.pkm_value_dim,
                 query_norm=config.pkm_query_norm,
+                sync_query_norm=config.pkm_sync_query_norm,
                 query_dropout=config.pkm_query_dropout,
                 value_dropout=config.pkm_value_dropout,
                 value_init=config.pkm_value_init,
+                grad=config.pkm_grad,
                 values=self._memories[0].values if share else None,
             )
         except (RuntimeError, TypeError) as error:  # torch's, for sizes it cannot make

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pkm_fairseq.config import PKMConfig, check_memory
-from pkm_fairseq.ops import product_key_topk, weighted_bag
+from pkm_fairseq.ops import product_key_search
 
 from .query_norm import build_query_norm
 from .value_table import ValueTable
@@ -25,9 +25,11 @@ class ProductKeyMemory(nn.Module):
         key_dim: width of a query and of a key, even.
         value_dim: width of a value, None for ``input_dim``; any other adds a projection.
         query_norm: batch, layer or none.
+        sync_query_norm: whether batch takes the statistics of all workers' tokens together.
         query_dropout: dropout probability on the normalised queries.
         value_dropout: dropout probability on the weighted sum of values.
         value_init: normal or zero.
+        grad: dense or sparse gradient of the values.
         values: a ``ValueTable`` to share, None for one of its own.
 
     Raises:
@@ -44,9 +46,11 @@ class ProductKeyMemory(nn.Module):
         key_dim=PKMConfig.pkm_key_dim,
         value_dim=PKMConfig.pkm_value_dim,
         query_norm=PKMConfig.pkm_query_norm,
+        sync_query_norm=PKMConfig.pkm_sync_query_norm,
         query_dropout=PKMConfig.pkm_query_dropout,
         value_dropout=PKMConfig.pkm_value_dropout,
         value_init=PKMConfig.pkm_value_init,
+        grad=PKMConfig.pkm_grad,
         values=None,
     ):
         super().__init__()
@@ -68,11 +72,11 @@ class ProductKeyMemory(nn.Module):
             )
         self.heads = heads
         self.query = nn.Linear(input_dim, heads * key_dim)
-        self.query_norm = build_query_norm(query_norm, heads, key_dim)
+        self.query_norm = build_query_norm(query_norm, heads, key_dim, sync_query_norm)
         self.query_dropout = nn.Dropout(query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
         self.search = ProductKeySearch(topk)
-        self.values = values or ValueTable(slots_total, value_dim, value_init)
+        self.values = values or ValueTable(slots_total, value_dim, value_init, grad)
         self.value_dropout = nn.Dropout(value_dropout)
         self.output = (
             nn.Identity() if value_dim == input_dim else nn.Linear(value_dim, input_dim, bias=False)
@@ -113,7 +117,7 @@ class ProductKeyMemory(nn.Module):
         """Reads the memory for ``tokens``, (T, D)."""
         query = self._query(tokens)  # (T, H, 2, Q)
         slots, weights = self.search(query, self.subkeys)  # (T, H, K) each
-        read = weighted_bag(self.values.weight, slots.flatten(1), weights.flatten(1))  # (T, V)
+        read = self.values(slots.flatten(1), weights.flatten(1))  # (T, V)
         return self.output(self.value_dropout(read))  # (T, D)
 
     def _query(self, tokens):
@@ -150,7 +154,6 @@ class ProductKeySearch(nn.Module):
             The slots, best first, (T, H, K), int64, and their weights, which sum to one for each
             head and token, (T, H, K), in float32 or better.
         """
-        scores1, scores2 = torch.einsum("thcq,hcnq->cthn", query, subkeys)  # (T, H, N) each
-        scores, slots = product_key_topk(scores1, scores2, self.topk)
+        scores, slots = product_key_search(query, subkeys, self.topk)  # (T, H, K) each
         # A softmax over few, close scores: float32 or better under any dtype of the model.
         return slots, scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -4,8 +4,11 @@ T tokens, H heads, Q width of a query.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+
+from pkm_fairseq.workers import count_workers
 
 
 class QueryBatchNorm(nn.Module):
@@ -21,10 +24,13 @@ class QueryBatchNorm(nn.Module):
         query_dim: numbers per query.
         eps: added to the variance.
         momentum: weight of a batch in the running statistics.
+        sync: whether all workers normalise by the statistics of their batches together. They all
+            have to run each forward and backward pass then.
     """
 
-    def __init__(self, heads, query_dim, *, eps=1e-5, momentum=0.1):
+    def __init__(self, heads, query_dim, *, eps=1e-5, momentum=0.1, sync=False):
         super().__init__()
+        self.sync = sync
         self.eps = eps
         self.momentum = momentum
         self.weight = nn.Parameter(torch.ones(heads * query_dim))
@@ -47,6 +53,8 @@ class QueryBatchNorm(nn.Module):
         """
         x = query.flatten(1)  # (T, H * Q)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.sync and self.training and count_workers() > 1:
+            return self._normalise_together(x).view_as(query).to(query.dtype)
         use_batch = self.training and len(x) > 1
         use_running = not use_batch or torch.is_grad_enabled()
         x = F.batch_norm(
@@ -61,6 +69,29 @@ class QueryBatchNorm(nn.Module):
         )
         return x.view_as(query).to(query.dtype)
 
+    def _normalise_together(self, x):
+        """Normalises ``x``, (T, H * Q), by the statistics of all workers' tokens."""
+        sums = SumOverWorkers.apply(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+        tokens = sums[-1].detach()
+        mean = sums[:-1] / tokens.clamp(min=1)  # (H * Q,)
+        var = SumOverWorkers.apply((x - mean).square().sum(0)) / tokens.clamp(min=1)  # (H * Q,)
+        if tokens < 2:
+            mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+        elif torch.is_grad_enabled():
+            unbiased = var.detach() * tokens / (tokens - 1)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        x = (x - mean) * (var + self.eps).rsqrt()
+        return x * self.weight.to(x.dtype) + self.bias.to(x.dtype)
+
+    @torch.no_grad()
+    def average_over_workers(self):
+        """Makes the running statistics the mean of all workers', who all have to call this."""
+        if not self.sync and count_workers() > 1:
+            for statistic in (self.running_mean, self.running_var):
+                dist.all_reduce(statistic)
+                statistic /= count_workers()
+
     def _apply(self, fn, *args, **kwargs):
         """Moves the module as ``fn`` says, but never rounds the statistics below float32."""
         exact = dict(self.named_buffers())
@@ -71,13 +102,27 @@ class QueryBatchNorm(nn.Module):
         return self
 
 
-def build_query_norm(kind, heads, query_dim):
+class SumOverWorkers(torch.autograd.Function):
+    """Adds up a tensor over all workers, each of which gets the sum; backward likewise."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        return SumOverWorkers.forward(ctx, grad)
+
+
+def build_query_norm(kind, heads, query_dim, sync):
     """Builds the query norm of ``kind`` batch, layer or none, for queries (T, H, Q).
 
-    Layer normalises each head's query by itself.
+    Layer normalises each head's query by itself. ``sync`` is for batch alone.
     """
     if kind == "batch":
-        return QueryBatchNorm(heads, query_dim)
+        return QueryBatchNorm(heads, query_dim, sync=sync)
     if kind == "layer":
         return nn.LayerNorm(query_dim)
     if kind == "none":

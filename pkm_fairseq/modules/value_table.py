@@ -3,6 +3,10 @@
 import torch
 from torch import nn
 
+from pkm_fairseq.ops import KeptDenseGradient, KeptSparseGradient, weighted_bag
+
+GRADIENTS = {"dense": KeptDenseGradient, "sparse": KeptSparseGradient}
+
 
 class ValueTable(nn.Module):
     """One row for each slot; several memories may share a table.
@@ -11,16 +15,21 @@ class ValueTable(nn.Module):
         slots: number of rows.
         value_dim: width of a row.
         init: normal (variance 1 / value_dim) or zero.
+        grad: dense or sparse, which an optimizer must be able to take, as ``LazyAdam`` is.
 
     Raises:
-        ValueError: if ``init`` is neither.
+        ValueError: if ``init`` or ``grad`` is neither.
     """
 
-    def __init__(self, slots, value_dim, init):
+    def __init__(self, slots, value_dim, init, grad="dense"):
         super().__init__()
         if init not in ("normal", "zero"):
             raise ValueError(f"value_init={init} is not normal or zero: change --pkm-value-init")
+        if grad not in GRADIENTS:
+            raise ValueError(f"grad={grad} is not dense or sparse: change --pkm-grad")
         self.init = init
+        self.grad = grad
+        self._make_gradient = GRADIENTS[grad]()
         # A bare Parameter: fairseq's init_bert_params redraws every nn.Embedding.
         self.weight = nn.Parameter(torch.empty(slots, value_dim))
         self.reset_parameters()
@@ -32,6 +41,10 @@ class ValueTable(nn.Module):
         else:
             nn.init.zeros_(self.weight)
 
+    def forward(self, slots, weights):
+        """Reads the rows ``slots``, (T, n), times ``weights``, (T, n): (T, value-dim)."""
+        return weighted_bag(self.weight, slots, weights, self._make_gradient)
+
     def extra_repr(self):
         slots, value_dim = self.weight.shape
-        return f"{slots}, {value_dim}, init={self.init}"
+        return f"{slots}, {value_dim}, init={self.init}, grad={self.grad}"

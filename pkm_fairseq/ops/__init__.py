@@ -1,6 +1,22 @@
 """Tensor functions of product-key memory; nothing here knows of fairseq."""
 
+from .product_key_search import product_key_search
 from .product_key_topk import product_key_topk
-from .weighted_bag import touched_row_gradients, weighted_bag
+from .row_adam import new_row_state, row_adam_
+from .weighted_bag import (
+    KeptDenseGradient,
+    KeptSparseGradient,
+    touched_row_gradients,
+    weighted_bag,
+)
 
-__all__ = ["product_key_topk", "touched_row_gradients", "weighted_bag"]
+__all__ = [
+    "KeptDenseGradient",
+    "KeptSparseGradient",
+    "new_row_state",
+    "product_key_search",
+    "product_key_topk",
+    "row_adam_",
+    "touched_row_gradients",
+    "weighted_bag",
+]

@@ -99,6 +99,15 @@ class MonitoredTask(FairseqTask):
         with self.monitor.watch_training(model, counted=not ignore_grad):
             return step(*arguments)
 
+    def optimizer_step(self, optimizer, model, update_num):
+        """Moves the parameters; what workers have counted for themselves they then share.
+
+        So each of them validates the same model, and any may save it.
+        """
+        super().optimizer_step(optimizer, model, update_num)
+        if hasattr(model, "average_query_statistics"):
+            model.average_query_statistics()
+
     def valid_step(self, sample, model, criterion):
         self._figures = None
         if self._usage is None:

@@ -6,23 +6,26 @@ and the median ratio of the torch form's time to the kernels'.
 """
 
 import argparse
-import json
 import os
-import platform
-import resource
-import statistics
-import time
+from functools import partial
 
 import torch
-from tqdm import tqdm
+from measure import in_turn, median_ratio, quartiles_ms, write_json
 
-from pkm_fairseq.ops import product_key_topk, touched_row_gradients, weighted_bag
+from pkm_fairseq.ops import (
+    new_row_state,
+    product_key_search,
+    row_adam_,
+    touched_row_gradients,
+    weighted_bag,
+)
 from pkm_fairseq.ops.cpu import numba_imports
-from pkm_fairseq.ops.product_key_topk.reference import reference_product_key_topk
+from pkm_fairseq.ops.product_key_search.reference import reference_product_key_search
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 
 FORMS = {"torch": "0", "kernels": "1"}
 CHECKED_TOKENS = 4
+ADAM = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.01}
 
 
 def main():
@@ -33,24 +36,19 @@ def main():
     torch.manual_seed(args.seed)
     works = make_works(args)
     for name, work in works.items():
-        check(name, *(in_form(form, work)[1] for form in FORMS))
+        check(name, *(in_form(form, work) for form in FORMS))
     check_by_definition(args)
 
-    times = {name: {form: [] for form in FORMS} for name in works}
-    for _ in tqdm(range(args.repeats)):
-        for name, work in works.items():
-            for form in FORMS:
-                times[name][form].append(in_form(form, work)[0])
-    report(args, times)
+    in_forms = {
+        (name, form): partial(in_form, form, work) for name, work in works.items() for form in FORMS
+    }
+    report(args, works, in_turn(in_forms, args.repeats))
 
 
 def make_works(args):
     """Returns what is measured, by name: functions that return what to compare."""
     slots_total, n = args.subkeys**2, args.heads * args.topk
-    # As the layer has them: the halves of all heads from one product.
-    query = torch.randn(args.tokens, args.heads, 2, args.key_dim // 2)
-    subkeys = torch.randn(args.heads, 2, args.subkeys, args.key_dim // 2)
-    halves = torch.einsum("thcq,hcnq->cthn", query, subkeys).requires_grad_()  # (2, T, H, N)
+    inputs = draw_search(args, args.tokens)
     grad_scores = torch.randn(args.tokens, args.heads, args.topk)
 
     values = torch.randn(slots_total, args.dim)
@@ -61,17 +59,26 @@ def make_works(args):
 
     def search():
         with torch.no_grad():
-            return product_key_topk(*halves, args.topk)[:1]
+            return product_key_search(*inputs, args.topk)[:1]
 
     def search_and_backward():
-        scores, _ = product_key_topk(*halves, args.topk)
+        scores, _ = product_key_search(*inputs, args.topk)
         # Where scores tie, forms may choose other slots: gradients are checked by definition.
-        torch.autograd.grad(scores, halves, grad_scores)
+        torch.autograd.grad(scores, inputs, grad_scores)
         return (scores.detach(),)
 
     def bag_gradients():
         rows, _, grad_weights = touched_row_gradients(values, slots, weights, grad_output, kept)
         return rows, grad_weights, kept[rows[:1000]]
+
+    rows, row_grads, _ = touched_row_gradients(values, slots, weights, grad_output)
+    # A table for each form: a step changes it.
+    tables = {form: (values.clone(), new_row_state(values)) for form in FORMS.values()}
+
+    def row_adam():
+        table, state = tables[os.environ["PKM_KERNELS"]]
+        row_adam_(table, rows, row_grads, state, step=1, **ADAM)
+        return table[rows[:1000]], state["exp_avg"][rows[:1000]]
 
     return {
         "search": search,
@@ -81,15 +88,22 @@ def make_works(args):
         "bag backward, touched rows": lambda: touched_row_gradients(
             values, slots, weights, grad_output
         ),
+        "Adam of the touched rows": row_adam,
     }
 
 
+def draw_search(args, tokens):
+    """Returns queries, scaled so that scores are of order 1, and sub-keys."""
+    width = args.key_dim // 2
+    query = torch.randn(tokens, args.heads, 2, width) / width**0.5
+    subkeys = torch.randn(args.heads, 2, args.subkeys, width)
+    return query.requires_grad_(), subkeys.requires_grad_()
+
+
 def in_form(form, work):
-    """Returns the seconds that ``work`` takes in a form, and what it returns."""
+    """Returns what ``work`` returns in a form."""
     os.environ["PKM_KERNELS"] = FORMS[form]
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+    return work()
 
 
 def check(name, results, others):
@@ -100,41 +114,36 @@ def check(name, results, others):
 
 
 def check_by_definition(args):
-    halves = torch.randn(2, CHECKED_TOKENS, args.heads, args.subkeys, requires_grad=True)
-    expected, slots = reference_product_key_topk(*halves, args.topk)
-    expected_grads = torch.autograd.grad(expected.square().sum(), halves)
+    inputs = draw_search(args, CHECKED_TOKENS)
+    expected, slots = reference_product_key_search(*inputs, args.topk)
+    expected_grads = torch.autograd.grad(expected.square().sum(), inputs)
     expected = expected.detach()
     values = torch.randn(args.subkeys**2, args.dim)
     slots, weights = slots.flatten(1), expected.softmax(-1).flatten(1)
+
+    def search_and_backward():
+        scores, _ = product_key_search(*inputs, args.topk)
+        return scores.detach(), torch.autograd.grad(scores.square().sum(), inputs)
+
     for form in FORMS:
-        _, (scores, _) = in_form(form, lambda: product_key_topk(*halves, args.topk))
-        check(f"search, {form}", [scores.detach()], [expected])
-        check(
-            f"{form} gradient", torch.autograd.grad(scores.square().sum(), halves), expected_grads
-        )
-        _, read = in_form(form, lambda: weighted_bag(values, slots, weights))
+        scores, grads = in_form(form, search_and_backward)
+        check(f"search, {form}", [scores], [expected])
+        check(f"{form} gradient", grads, expected_grads)
+        read = in_form(form, lambda: weighted_bag(values, slots, weights))
         check(f"bag, {form}", [read], [reference_weighted_bag(values, slots, weights)])
 
 
-def report(args, times):
+def report(args, works, seconds):
     results = {}
     print(f"{'median (middle half), ms':30}" + "".join(f"{form:>24}" for form in FORMS) + "  ratio")
-    for name, by_form in times.items():
-        quartiles = {
-            form: [1000 * q for q in statistics.quantiles(seconds, n=4)]
-            for form, seconds in by_form.items()
-        }
-        ratio = statistics.median(a / b for a, b in zip(by_form["torch"], by_form["kernels"]))
+    for name in works:
+        quartiles = {form: quartiles_ms(seconds[name, form]) for form in FORMS}
+        ratio = median_ratio(*(seconds[name, form] for form in FORMS))
         results[name] = {"quartiles_ms": quartiles, "ratio": ratio}
         cells = (f"{q2:8.1f} ({q1:.1f}-{q3:.1f})" for q1, q2, q3 in quartiles.values())
         print(f"{name:30}" + "".join(f"{cell:>24}" for cell in cells) + f"{ratio:7.2f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory {peak:.2f} GiB; torch {torch.__version__}, {args.threads} threads")
     if args.json:
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        record = {"args": vars(args), "versions": versions, "peak_gib": peak, "results": results}
-        with open(args.json, "w") as file:
-            json.dump(record, file, indent=2)
+        write_json(args.json, args, results=results)
 
 
 def parse_args():

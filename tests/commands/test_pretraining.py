@@ -21,7 +21,7 @@ from tests.commands.commands import (
     run_until,
 )
 
-OURS = {"arch": "pkm_roberta", **MODEL, **MEMORY}
+OURS = {"arch": "pkm_roberta", "optimizer": "pkm_adam", **MODEL, **MEMORY}
 
 
 @pytest.fixture(scope="session")

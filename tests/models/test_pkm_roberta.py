@@ -288,6 +288,10 @@ def test_a_checkpoint_of_another_memory_is_refused_naming_the_options(options, m
         ({"encoder_layers_to_keep": "0,1"}, "--encoder-layers-to-keep renumbers"),
         ({"ffn_blocks_to_remove": 4}, "--ffn-blocks-to-remove rebuilds"),
         ({"ffn_reg_scale_factor": 0.1, "pkm_mode": "replace"}, "--ffn-reg-scale-factor needs"),
+        (
+            {"pkm_sync_query_norm": True, "encoder_layerdrop": 0.5},
+            "--encoder-layerdrop drops other layers on each worker.*--pkm-sync-query-norm",
+        ),
         ({"pkm_layers": [3]}, "--pkm-layers 3 does not exist"),
         ({"pkm_topk": 9}, "topk=9 exceeds subkeys=8"),
     ],
@@ -295,6 +299,23 @@ def test_a_checkpoint_of_another_memory_is_refused_naming_the_options(options, m
 def test_what_memory_cannot_do_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_memory_model(**options)
+
+
+def test_fully_sharded_parameters_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        "pkm_fairseq.models.pkm_roberta.fsdp_wrap",
+        lambda module, **options: torch.nn.Sequential(module),  # as fairscale would
+    )
+    make_model()
+    with pytest.raises(ValueError, match="--ddp-backend fully_sharded.*choose legacy_ddp"):
+        make_memory_model()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_bf16_on_the_command_line_does_not_mean_a_tpu(wanted):
+    # fairseq-train says tpu wherever it reads --bf16.
+    args = make_args("pkm_roberta", bf16=wanted, tpu=wanted)
+    assert not args.tpu
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,8 @@ def test_the_softmax_and_the_query_statistics_keep_float32_in_a_half_model(dtype
     memory = make_memory().to(dtype)
     seen = []
     monkeypatch.setattr(
-        "pkm_fairseq.modules.product_key_memory.weighted_bag",
-        lambda values, slots, weights: seen.append(weights) or values[slots[:, 0]],
+        "pkm_fairseq.modules.value_table.weighted_bag",
+        lambda values, slots, weights, _: seen.append(weights) or values[slots[:, 0]],
     )
     output = memory(torch.randn(5, 12, dtype=dtype))
     assert output.dtype == dtype

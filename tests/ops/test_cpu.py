@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pkm_fairseq.ops import product_key_topk, touched_row_gradients
+from pkm_fairseq.ops import product_key_search, product_key_topk, touched_row_gradients
 from pkm_fairseq.ops.cpu import compiled, numba_imports, use_cpu_kernels
 
 needs_numba = pytest.mark.skipif(not numba_imports(), reason="numba is not installed")
@@ -40,11 +40,14 @@ def test_kernels_leave_the_number_of_torch_threads_alone(threads, monkeypatch):
 
 def test_ops_work_before_and_after_data_loader_workers_are_forked(form):
     torch.manual_seed(0)
+    query = torch.randn(6, 2, 2, 5, requires_grad=True)
+    subkeys = torch.randn(2, 2, 3, 5, requires_grad=True)
     values, grad_output = torch.randn(9, 4), torch.randn(6, 4)
 
     def search_and_read():
-        scores, slots = product_key_topk(*torch.arange(36.0).view(2, 6, 3), 3)
-        return touched_row_gradients(values, slots, scores, grad_output)
+        scores, slots = product_key_search(query, subkeys, 3)
+        read = touched_row_gradients(values, slots.flatten(1), scores.flatten(1), grad_output)
+        return (*read, *torch.autograd.grad(scores.square().sum(), (query, subkeys)))
 
     before = search_and_read()
     assert len(list(DataLoader(range(4), num_workers=2))) == 4

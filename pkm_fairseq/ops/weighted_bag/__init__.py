@@ -1,9 +1,15 @@
 """Weighted sums of rows of a table."""
 
-from .gradients import WeightedBag, touched_row_gradients
+from .gradients import (
+    KeptDenseGradient,
+    KeptSparseGradient,
+    WeightedBag,
+    dense_gradient,
+    touched_row_gradients,
+)
 
 
-def weighted_bag(values, slots, weights):
+def weighted_bag(values, slots, weights, gradient=dense_gradient):
     """Sums, for each token, the rows of ``values`` it selected, each times its weight.
 
     Args:
@@ -11,6 +17,9 @@ def weighted_bag(values, slots, weights):
         slots: the rows each token selected, (tokens, n), int64 or int32; a row may stand there
             twice.
         weights: their weights, (tokens, n), floating point; used in the dtype of ``values``.
+        gradient: how the gradient of ``values`` is made: ``dense_gradient``, or one
+            ``KeptDenseGradient()`` (dense, in memory that is kept) or ``KeptSparseGradient()``
+            (sparse) for as long as the table lives.
 
     Returns:
         (tokens, value-dim), in the dtype of ``values``; differentiable, once, in ``values`` and
@@ -27,7 +36,7 @@ def weighted_bag(values, slots, weights):
             f"(tokens, n), not {tuple(values.shape)}, {tuple(slots.shape)} and "
             f"{tuple(weights.shape)}"
         )
-    return WeightedBag.apply(values, slots, weights)
+    return WeightedBag.apply(values, slots, weights, gradient)
 
 
-__all__ = ["touched_row_gradients", "weighted_bag"]
+__all__ = ["KeptDenseGradient", "KeptSparseGradient", "touched_row_gradients", "weighted_bag"]

@@ -14,13 +14,14 @@ from ..cpu import compiled, follow_torch_threads
 RADIX_BITS = 11
 
 
-def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None):
+def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None, room=None):
     """Does what ``touched_row_gradients`` does, for float32 tables."""
     follow_torch_threads()
     rows, starts, accesses = group_by_slot(slots.flatten().long().numpy(), len(values))
     gradients, targets = out, rows
     if out is None:
-        gradients, targets = values.new_empty(len(rows), values.shape[1]), np.arange(len(rows))
+        room = values.new_empty(len(rows), values.shape[1]) if room is None else room
+        gradients, targets = room[: len(rows)], np.arange(len(rows))
     grad_weights = torch.empty(weights.shape)
     sum_and_multiply(
         values.detach().numpy(),

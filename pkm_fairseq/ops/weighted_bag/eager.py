@@ -10,15 +10,25 @@ import torch.nn.functional as F
 PIECE = 2**22
 
 
-def eager_touched_row_gradients(values, slots, weights, grad_output, out=None):
-    """Does what ``touched_row_gradients`` does: the gradient of a bag is a bag the other way."""
+def eager_touched_row_gradients(values, slots, weights, grad_output, out=None, room=None):
+    """Does what ``touched_row_gradients`` does."""
+    rows, row_grads = row_gradients(values, slots, weights, grad_output, out, room)
+    grad_weights = weight_gradients(values, slots, grad_output).to(weights.dtype)
+    return rows, row_grads, grad_weights
+
+
+def row_gradients(values, slots, weights, grad_output, out=None, room=None):
+    """Returns the touched rows and their gradients: the gradient of a bag is a bag the other way.
+
+    Arguments and results are those of ``touched_row_gradients``.
+    """
     in_order, accesses = slots.flatten().sort(stable=True)  # (T * n,) each
     rows, counts = in_order.unique_consecutive(return_counts=True)  # (R,) each
     rows, starts = rows.long(), counts.cumsum(0) - counts
     gradients, targets = out, rows
     if out is None:
-        gradients = values.new_empty(len(rows), values.shape[1])
-        targets = torch.arange(len(rows), device=rows.device)
+        room = values.new_empty(len(rows), values.shape[1]) if room is None else room
+        gradients, targets = room[: len(rows)], torch.arange(len(rows), device=rows.device)
 
     # A row sums the gradients of the tokens that selected it, in float32 or better.
     wide = torch.promote_types(values.dtype, torch.float32)
@@ -38,8 +48,7 @@ def eager_touched_row_gradients(values, slots, weights, grad_output, out=None):
             per_sample_weights=factors[first:last],
         )
         gradients.index_copy_(0, target, piece.to(gradients.dtype))
-    grad_weights = weight_gradients(values, slots, grad_output).to(weights.dtype)
-    return rows, gradients if out is None else None, grad_weights
+    return rows, gradients if out is None else None
 
 
 def weight_gradients(values, slots, grad_output):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from pkm_fairseq.workers import count_workers
+
 from ..cpu import use_cpu_kernels
 from .eager import eager_touched_row_gradients, weight_gradients
 
@@ -15,8 +17,9 @@ class WeightedBag(torch.autograd.Function):
     """Does what ``weighted_bag`` does; torch's own bag of embeddings reads the table fastest."""
 
     @staticmethod
-    def forward(ctx, values, slots, weights):
+    def forward(ctx, values, slots, weights, gradient):
         ctx.save_for_backward(values, slots, weights)
+        ctx.gradient = gradient
         weights = weights.to(values.dtype)
         return F.embedding_bag(slots, values, mode="sum", per_sample_weights=weights)  # (T, D)
 
@@ -25,15 +28,130 @@ class WeightedBag(torch.autograd.Function):
     def backward(ctx, grad_output):
         values, slots, weights = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
-            return None, None, weight_gradients(values, slots, grad_output).to(weights.dtype)
-        grad_values = torch.zeros_like(values)
-        _, _, grad_weights = touched_row_gradients(
-            values, slots, weights, grad_output, out=grad_values
+            return None, None, weight_gradients(values, slots, grad_output).to(weights.dtype), None
+        grad_values, grad_weights = ctx.gradient(values, slots, weights, grad_output)
+        return grad_values, None, grad_weights, None
+
+
+def dense_gradient(values, slots, weights, grad_output):
+    """Returns the gradient of the values, a new table, (S, D), and that of the weights, (T, n)."""
+    grad_values = torch.zeros_like(values)
+    _, _, grad_weights = touched_row_gradients(values, slots, weights, grad_output, out=grad_values)
+    return grad_values, grad_weights
+
+
+class KeptDenseGradient:
+    """Does what ``dense_gradient`` does, in a table that it clears and fills again.
+
+    Making a table at each step costs more than filling it. Only the rows that it wrote are cleared:
+    who scales the gradient does no harm, but nobody may write to other rows. Workers that add up
+    their gradients do, and get a new table each time.
+    """
+
+    def __init__(self):
+        self._table = KeptMemory(torch.zeros)
+        self._written = []  # the rows written since the table was last clear
+
+    def __call__(self, values, slots, weights, grad_output):
+        inputs = (values, slots, weights, grad_output)
+        if count_workers() > 1:
+            return dense_gradient(*inputs)
+        if values.is_leaf and self._table.holds(values.grad):
+            # Of an earlier batch of this update: torch adds the rows of a sparse gradient to it.
+            grad_values, grad_weights = sparse_gradient(*inputs)
+            self._written.append(grad_values._indices()[0])
+            return grad_values, grad_weights
+        table = self._table.take(values, len(values))
+        if table is None:
+            return dense_gradient(*inputs)
+        if not table[0].isfinite().all():  # scaled by what is not finite: nothing of it is zero
+            table.zero_()
+        rows, _, grad_weights = touched_row_gradients(*inputs, out=table)
+        stale = torch.zeros(len(table), dtype=torch.bool)
+        for written in self._written:
+            stale[written] = True
+        stale[rows] = False
+        table.index_fill_(0, stale.nonzero().squeeze(1), 0)
+        self._written = [rows]
+        return table, grad_weights
+
+
+def sparse_gradient(values, slots, weights, grad_output, room=None):
+    """Returns the gradient of the values, sparse with the touched rows ascending, and the weights'.
+
+    Args:
+        values, slots, weights, grad_output, room: as given to ``touched_row_gradients``.
+    """
+    rows, row_grads, grad_weights = touched_row_gradients(
+        values, slots, weights, grad_output, room=room
+    )
+    grad_values = torch.sparse_coo_tensor(
+        rows.unsqueeze(0), row_grads, values.shape, is_coalesced=True, check_invariants=False
+    )
+    return grad_values, grad_weights
+
+
+class KeptSparseGradient:
+    """Does what ``sparse_gradient`` does, in memory that it fills again at the next step."""
+
+    def __init__(self):
+        self._room = KeptMemory(torch.empty)
+
+    def __call__(self, values, slots, weights, grad_output):
+        # Memory that is asked for and never written to costs nothing.
+        room = self._room.take(values, min(slots.numel(), len(values)))
+        return sparse_gradient(values, slots, weights, grad_output, room)
+
+
+class KeptMemory:
+    """Memory that is handed out again once nobody else holds a tensor in it.
+
+    Only on the CPU: elsewhere torch keeps freed memory at hand itself. Models are copied without
+    it.
+
+    Args:
+        make: ``torch.empty`` or ``torch.zeros``, which fills it the first time.
+    """
+
+    def __init__(self, make):
+        self._make = make
+        self._kept = None
+        self._uses_if_free = None
+
+    def take(self, like, rows):
+        """Returns a tensor of ``rows`` rows as wide as ``like``, or None while it is in use."""
+        if not like.is_cpu or not hasattr(torch._C, "_storage_Use_Count"):
+            return None
+        kept = self._kept
+        if (
+            kept is None
+            or kept.dtype != like.dtype
+            or kept.shape[1] != like.shape[1]
+            or len(kept) < rows
+        ):
+            self._kept = self._make(rows, like.shape[1], dtype=like.dtype)
+            self._uses_if_free = self._count_uses()
+        elif self._count_uses() > self._uses_if_free:
+            return None
+        return self._kept[:rows]
+
+    def holds(self, tensor):
+        """Returns whether ``tensor`` begins where this memory does."""
+        return (
+            tensor is not None
+            and self._kept is not None
+            and not tensor.is_sparse
+            and tensor.data_ptr() == self._kept.data_ptr()
         )
-        return grad_values, None, grad_weights
+
+    def _count_uses(self):
+        return torch._C._storage_Use_Count(self._kept.untyped_storage()._cdata)
+
+    def __reduce__(self):
+        return type(self), (self._make,)
 
 
-def touched_row_gradients(values, slots, weights, grad_output, out=None):
+def touched_row_gradients(values, slots, weights, grad_output, out=None, room=None):
     """Returns the gradients of a bag for the rows it touched and for its weights.
 
     The cost follows the rows touched, not the size of the table. The order in which the accesses
@@ -44,6 +162,8 @@ def touched_row_gradients(values, slots, weights, grad_output, out=None):
         grad_output: the gradient of what it returned, (T, D).
         out: a table, (S, D), in which the gradients of the touched rows take the place of what
             stood there, its other rows left as they are; or None.
+        room: without ``out``, a tensor of at least R rows, (..., D), whose first rows are to hold
+            the gradients; or None for a new one.
 
     Returns:
         The touched rows, ascending, (R,), int64; their gradients in the same order, (R, D), in
@@ -53,4 +173,4 @@ def touched_row_gradients(values, slots, weights, grad_output, out=None):
     form = eager_touched_row_gradients
     if values.dtype == torch.float32 and use_cpu_kernels(values):
         from .cpu_kernels import kernel_touched_row_gradients as form
-    return form(values, slots, weights, grad_output, out)
+    return form(values, slots, weights, grad_output, out, room)

@@ -1,0 +1,41 @@
+"""Exact search for the best slots of a product-key memory, from queries and sub-keys."""
+
+from .gradients import SlotSearch
+
+
+def product_key_search(query, subkeys, k):
+    """Finds, for each token and head, the ``k`` best of all ``subkeys ** 2`` slots.
+
+    Slot ``i * subkeys + j`` scores the product of the query's first half with sub-key ``i`` of the
+    first half, plus that of its second half with sub-key ``j`` of the second.
+
+    Args:
+        query: the halves of each head's query, (tokens, heads, 2, half-query width), floating
+            point.
+        subkeys: the sub-keys of each head's halves, (heads, 2, subkeys, half-query width).
+        k: how many slots to select, from 1 to ``subkeys``.
+
+    Returns:
+        The scores of the selected slots, best first, (tokens, heads, k), differentiable, once, in
+        ``query`` and ``subkeys``, and the slots themselves, (tokens, heads, k), int64. Which of
+        several slots with equal scores is selected is left open.
+
+    Raises:
+        ValueError: if the shapes do not fit or ``k`` is out of range.
+
+    Source: Lample et al. 2019 (arXiv 1907.05242), section 3.1, "Product keys".
+    """
+    if (
+        query.dim() != 4
+        or subkeys.dim() != 4
+        or query.shape[1:] != (*subkeys.shape[:2], subkeys.shape[3])
+        or query.shape[2] != 2
+    ):
+        raise ValueError(
+            "product_key_search takes query (tokens, heads, 2, width) and subkeys "
+            f"(heads, 2, subkeys, width), not {tuple(query.shape)} and {tuple(subkeys.shape)}"
+        )
+    return SlotSearch.apply(query, subkeys, k)
+
+
+__all__ = ["product_key_search"]

@@ -1,0 +1,190 @@
+"""Adam for a model with memory, whose values have settings of their own.
+
+No ``from __future__ import annotations`` here: fairseq reads the types of the fields.
+"""
+
+from ast import literal_eval
+from dataclasses import dataclass, field
+from typing import Any, List, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.optim import FairseqOptimizer, register_optimizer
+from omegaconf import II
+
+from .lazy_adam import LazyAdam
+from .workers import average_rows, no_rows
+
+VALUES_GROUP = 1  # parameter groups: all else, values
+
+
+@dataclass
+class PKMAdamConfig(FairseqDataclass):
+    """Options of ``pkm_adam``: Adam's, and those of the values."""
+
+    adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "betas of Adam"})
+    adam_eps: float = field(default=1e-8, metadata={"help": "epsilon of Adam"})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "weight decay of all parameters but the values"}
+    )
+    pkm_values_lr: Optional[float] = field(
+        default=None,
+        metadata={"help": "learning rate of the values, fixed (default: that of the model)"},
+    )
+    pkm_values_lr_scheduled: bool = field(
+        default=False,
+        metadata={"help": "let --pkm-values-lr follow the schedule of --lr, in proportion"},
+    )
+    pkm_values_weight_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight decay of the values; with --pkm-grad sparse, of the rows an update "
+            "touches"
+        },
+    )
+    pkm_values_clip_norm: float = field(
+        default=0.0,
+        metadata={"help": "clip the values' gradient to this norm, after --clip-norm; 0 for none"},
+    )
+    lr: List[float] = II("optimization.lr")
+    amp: bool = II("common.amp")
+
+
+@register_optimizer("pkm_adam", dataclass=PKMAdamConfig)
+class PKMAdam(FairseqOptimizer):
+    """AdamW for all parameters; the values' own rate, decay and clipping, and sparse gradients.
+
+    Gradients are averaged, unscaled and clipped by one factor that is held back until the step:
+    none of these costs a pass over the table, and sparse gradients, which fairseq's own methods
+    leave unscaled without a word, are scaled like the rest.
+
+    Args:
+        cfg: a ``PKMAdamConfig``.
+        params: the parameters; values are those tagged ``param_group = "pkm_values"``.
+
+    Raises:
+        ValueError: if an option has no effect or cannot work, naming what to change.
+    """
+
+    def __init__(self, cfg, params):
+        super().__init__(cfg)
+        params = list(params)
+        values = [p for p in params if getattr(p, "param_group", None) == "pkm_values"]
+        others = [p for p in params if getattr(p, "param_group", None) != "pkm_values"]
+        _check(cfg, values)
+        self._factor = 1.0  # of the gradients, not applied yet
+        betas = cfg.adam_betas
+        self._optimizer = LazyAdam(
+            [
+                {"params": others, "weight_decay": cfg.weight_decay},
+                {
+                    "params": values,
+                    "weight_decay": cfg.pkm_values_weight_decay,
+                    "clip_norm": cfg.pkm_values_clip_norm,
+                },
+            ],
+            betas=tuple(literal_eval(betas) if isinstance(betas, str) else betas),
+            eps=cfg.adam_eps,
+        )
+        self.set_lr(cfg.lr[0])
+        for param in values:
+            param.sparse_gradient_taken = True
+
+    @property
+    def optimizer_config(self):
+        """Returns the options that win over those of a checkpoint."""
+        return {"lr": self.cfg.lr[0], "betas": self.cfg.adam_betas, "eps": self.cfg.adam_eps}
+
+    def set_lr(self, lr):
+        """Sets the learning rate of all but the values, and of those what their options say."""
+        values_lr = lr
+        if self.cfg.pkm_values_lr is not None:
+            values_lr = self.cfg.pkm_values_lr
+            if self.cfg.pkm_values_lr_scheduled:
+                values_lr *= lr / self.cfg.lr[0]
+        for group, group_lr in zip(self.param_groups, (lr, values_lr)):
+            group["lr"] = group_lr
+
+    def all_reduce_grads(self, module):
+        """Averages the gradients over all workers, those of sparse values row by row."""
+        sparse = [
+            values for values in self.param_groups[VALUES_GROUP]["params"] if is_sparse(values)
+        ]
+        for values in sparse:
+            if values.grad is None:  # fairseq would make a dense one
+                values.grad = no_rows(values)
+        super().all_reduce_grads(module)
+        for values in sparse:
+            values.grad = average_rows(values.grad)
+
+    def multiply_grads(self, c):
+        """Multiplies the gradients by ``c`` when they are used."""
+        self._factor = self._factor * c
+
+    def clip_grad_norm(self, max_norm, aggregate_norm_fn=None):
+        """Clips the norm of all gradients when they are used, and returns it."""
+        norm = self.optimizer.grad_norm() * self._factor
+        if aggregate_norm_fn is not None:
+            norm = aggregate_norm_fn(norm)
+        if max_norm > 0:
+            self.multiply_grads((max_norm / (norm + 1e-6)).clamp(max=1))
+        return norm
+
+    def step(self, closure=None, scale=1.0, groups=None):
+        """Moves the parameters along their gradients, divided by ``scale``."""
+        self.optimizer.step(closure, scale=scale / self._factor)
+        self._factor = 1.0
+
+    def zero_grad(self):
+        super().zero_grad()
+        self._factor = 1.0
+
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        """Goes on from a checkpoint, with the options given now.
+
+        Raises:
+            ValueError: if its values had the other kind of gradient.
+        """
+        for values, index in zip(
+            self.param_groups[VALUES_GROUP]["params"],
+            state_dict["param_groups"][VALUES_GROUP]["params"],
+        ):
+            saved = "row_step" in state_dict["state"].get(index, {})
+            if index in state_dict["state"] and saved != is_sparse(values):
+                theirs, ours = ("sparse", "dense") if saved else ("dense", "sparse")
+                raise ValueError(
+                    f"the checkpoint's optimizer was trained with --pkm-grad {theirs}: "
+                    f"change --pkm-grad {ours}, or forget its state with --reset-optimizer"
+                )
+        options = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.param_groups
+        ]
+        super().load_state_dict(state_dict)
+        for group, given in zip(self.param_groups, options):
+            group.update(given, **(optimizer_overrides or {}))
+
+
+def is_sparse(values):
+    """Returns whether the gradient of a table will be sparse."""
+    return getattr(values, "pkm_grad", "dense") == "sparse"
+
+
+def _check(cfg, values):
+    """Refuses options that have no effect or cannot work."""
+    if cfg.amp:
+        raise ValueError(
+            "--optimizer pkm_adam cannot be used with --amp, with which fairseq unscales gradients "
+            "twice: choose --memory-efficient-fp16 or --memory-efficient-bf16"
+        )
+    if cfg.pkm_values_lr_scheduled and cfg.pkm_values_lr is None:
+        raise ValueError("--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it")
+    for name in ("pkm_values_lr", "pkm_values_weight_decay", "pkm_values_clip_norm"):
+        value = getattr(cfg, name)
+        option = "--" + name.replace("_", "-")
+        if value is not None and value < 0:
+            raise ValueError(f"{option} {value} is negative: raise it")
+        if value and not values:
+            raise ValueError(
+                f"{option} has no effect, since there are no values to optimize: remove it, or "
+                "give the model a memory with --pkm-layers; with --fp16 add --fp16-no-flatten-grads"
+            )

@@ -1,0 +1,172 @@
+"""Measures words per second of whole models: RoBERTa with and without memories.
+
+The models are built as fairseq builds them, with random weights, and run in turn, on new tokens in
+each round, none of them padding:
+
+inference  the features of the last layer, without gradients, in evaluation mode
+training   fairseq's masked language model loss on 15 % of the tokens, backward, clipping to norm 1,
+           optimizer, clearing of the gradients
+
+All train with pkm_adam, which is torch's fused AdamW but for sparse gradients. A model is an
+architecture; pkm_roberta_base:sparse is one with --pkm-grad sparse.
+"""
+
+import argparse
+
+import torch
+from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
+from measure import in_turn, median_ratio, quartiles_ms, write_json
+from roberta import make_model, make_task
+
+from pkm_fairseq.optim import PKMAdam, PKMAdamConfig
+
+MASKED = 0.15
+MAX_NORM = 1.0
+BASE, LARGE, MEMORY = "roberta_base", "roberta_large", "pkm_roberta_base"
+# The README's table: kind, model, the model it is measured against, its speed as a multiple.
+FIGURES = (
+    ("inference", MEMORY, BASE, 0.88),
+    ("inference", MEMORY, LARGE, 2.5),
+    ("training", MEMORY, BASE, 0.85),
+)
+
+
+def main():
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    task = make_task(args.vocabulary, args.length)
+    runners = {
+        name: Runner(name, task, args) for name in dict.fromkeys([*args.inference, *args.training])
+    }
+    works = {("inference", name): runners[name].infer for name in args.inference}
+    works.update({("training", name): runners[name].train for name in args.training})
+
+    def draw(number):
+        sample = make_sample(task, args, number)
+        for runner in runners.values():
+            runner.sample = sample
+
+    in_turn(works, args.warmups, args.device, draw)
+    seconds = in_turn(works, args.repeats, args.device, draw)
+    records = [record_of(work, seconds, args) for work in works]
+    for record in records:
+        slow, median, fast = record["words_per_second"]
+        print(
+            f"{record['kind']:10}{record['model']:26}{median:9.0f} words/s ({slow:.0f}-{fast:.0f})"
+            f"   step {record['milliseconds'][1]:.0f} ms"
+        )
+    table = [record_of_figure(figure, seconds) for figure in FIGURES]
+    for row in filter(None, table):
+        print(f"{row['what']}: {row['figure']}, measured {row['measured']:.3f}")
+    if args.json:
+        write_json(args.json, args, results=records, table=[*filter(None, table)])
+
+
+class Runner:
+    """A model at work, with its loss and, if it is to train, its optimizer."""
+
+    def __init__(self, name, task, args):
+        arch, _, grad = name.partition(":")
+        options = dict(args.set)
+        if grad:
+            options["pkm_grad"] = grad
+        self.model = make_model(arch, task, **options).to(args.device)
+        self.criterion = MaskedLmLoss(MaskedLmConfig(tpu=False), task)
+        if name in args.training:
+            config = PKMAdamConfig(lr=[1e-4], adam_betas=(0.9, 0.98), amp=False)
+            self.optimizer = PKMAdam(config, self.model.parameters())
+        self.sample = None
+
+    def infer(self):
+        with torch.no_grad():
+            self.model.eval()(**self.sample["net_input"], features_only=True)
+
+    def train(self):
+        """Makes an update as fairseq's trainer does."""
+        loss, sample_size, _ = self.criterion(self.model.train(), self.sample)
+        self.optimizer.backward(loss)
+        self.optimizer.multiply_grads(1 / sample_size)
+        self.optimizer.clip_grad_norm(MAX_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def make_sample(task, args, seed):
+    """Draws a batch as fairseq's masked language model task hands it to a model."""
+    dictionary = task.source_dictionary
+    generator = torch.Generator().manual_seed(seed)
+    shape = (args.batch, args.length)
+    words = torch.randint(dictionary.nspecial, len(dictionary), shape, generator=generator)
+    masked = torch.rand(shape, generator=generator) < MASKED
+    target = words.where(masked, torch.full_like(words, dictionary.pad()))
+    return {
+        "net_input": {"src_tokens": words.to(args.device)},
+        "target": target.to(args.device),
+        "ntokens": words.numel(),
+        "nsentences": args.batch,
+    }
+
+
+def record_of(work, seconds, args):
+    kind, name = work
+    milliseconds = quartiles_ms(seconds[work])
+    words = args.batch * args.length
+    return {
+        "kind": kind,
+        "model": name,
+        "milliseconds": milliseconds,
+        "words_per_second": [1000 * words / ms for ms in reversed(milliseconds)],
+    }
+
+
+def record_of_figure(figure, seconds):
+    """Returns a row of the table, None if its models were not measured."""
+    kind, name, other, value = figure
+    if (kind, name) not in seconds or (kind, other) not in seconds:
+        return None
+    measured = median_ratio(seconds[kind, other], seconds[kind, name])
+    return {
+        "what": f"{kind}, words/s of {name} against {other}",
+        "figure": f"at least {value:g}",
+        "measured": measured,
+        "reached": measured >= value,
+    }
+
+
+def option(text):
+    """Reads one option of the models: name=number."""
+    name, _, value = text.partition("=")
+    return name, int(value)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in {"inference": [BASE, LARGE, MEMORY], "training": [BASE, MEMORY]}.items():
+        text = f"models to measure (default: {' '.join(default)})"
+        parser.add_argument(f"--{name}", nargs="*", default=default, metavar="MODEL", help=text)
+    for name, default in {
+        "batch": 8,
+        "length": 256,
+        "vocabulary": 50265,
+        "warmups": 1,
+        "repeats": 7,
+        "threads": torch.get_num_threads(),
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
+    parser.add_argument(
+        "--set",
+        type=option,
+        nargs="*",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="options of all models, as pkm_subkeys=1024 or encoder_layers=2",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--json", help="file to write the results to")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

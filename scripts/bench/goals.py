@@ -1,0 +1,93 @@
+"""What bench_layer.py measures of a layer, and what the README's table asks of it."""
+
+from dataclasses import dataclass
+from typing import List, Tuple
+
+from contestants import DENSE, PYPI, SPARSE, TEXTBOOK, Work
+from measure import median_ratio
+
+KINDS = ("forward", "step")
+
+
+@dataclass
+class Result:
+    """What was measured of one layer: the seconds of each round, and bytes."""
+
+    forward: List[float]
+    step: List[float]
+    step_bytes: int
+    table_bytes: int
+
+    def times_faster(self, other):
+        return {kind: median_ratio(getattr(other, kind), getattr(self, kind)) for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that is to be reached. An entry, (layer, work), is measured against ``base``.
+
+    ``kind`` forward or step compares times, memory the bytes of a step with those of the table.
+    """
+
+    what: str
+    bound: str
+    value: float
+    kind: str
+    entries: Tuple[Tuple[str, Work], ...]
+    base: Tuple[str, Work]
+
+    def group(self, layers):
+        """Returns the entries to measure in turn: every layer, where the work is one."""
+        entries = [*self.entries, self.base]
+        if len({work for _, work in entries}) == 1:
+            return tuple((layer, self.base[1]) for layer in layers)
+        return tuple(entry for entry in entries if entry[0] in layers)
+
+    def record(self, results):
+        """Returns the goal beside what was measured, as far as there are results."""
+        measured = {}
+        for entry in self.entries:
+            if entry not in results or self.base not in results:
+                continue
+            result, base = results[entry], results[self.base]
+            measured[entry[0]] = (
+                result.step_bytes / result.table_bytes
+                if self.kind == "memory"
+                else base.times_faster(result)[self.kind]
+            )
+        sign = 1 if self.bound == "at least" else -1
+        reached = all(sign * value >= sign * self.value for value in measured.values())
+        return {
+            "what": self.what,
+            "figure": f"{self.bound} {self.value:g}",
+            "measured": measured,
+            "reached": reached if len(measured) == len(self.entries) else None,
+        }
+
+
+BASE = Work(tokens=2048, dim=768, subkeys=512)
+MILLION = Work(tokens=256, dim=256, subkeys=1024)
+LARGEST, SMALLEST = (Work(tokens=256, dim=64, subkeys=subkeys) for subkeys in (2048, 256))
+STOCK = ((TEXTBOOK, BASE), (PYPI, BASE))
+GOALS = (
+    Goal(
+        "forward, 2,048 tokens, dim 768, 512² slots: time against that of ours, dense",
+        *("at least", 1.8, "forward", STOCK, (DENSE, BASE)),
+    ),
+    Goal(
+        "step, the same",
+        *("at least", 4.5, "step", STOCK, (DENSE, BASE)),
+    ),
+    Goal(
+        "step, 256 tokens, dim 256, 1,024² slots: time against that of ours, sparse",
+        *("at least", 35, "step", ((TEXTBOOK, MILLION),), (SPARSE, MILLION)),
+    ),
+    Goal(
+        "step, 256 tokens, dim 64: time at 2,048² slots against that at 256²",
+        *("at most", 1.5, "step", ((SPARSE, LARGEST),), (SPARSE, SMALLEST)),
+    ),
+    Goal(
+        "step, 256 tokens, dim 64, 2,048² slots: peak memory against the table's",
+        *("at most", 0.15, "memory", ((SPARSE, LARGEST),), (SPARSE, LARGEST)),
+    ),
+)

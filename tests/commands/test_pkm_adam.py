@@ -1,0 +1,88 @@
+"""The optimizer through the real commands, with dense and with sparse gradients."""
+
+import pytest
+
+from tests.commands.commands import (
+    MEMORY,
+    MODEL,
+    assert_same_state,
+    load_model_state,
+    logged,
+    pretraining,
+    run,
+    run_on_two_workers,
+    run_until,
+)
+
+OURS = {"arch": "pkm_roberta", **MODEL, **MEMORY, "optimizer": "pkm_adam"}
+SPARSE = {**OURS, "pkm-grad": "sparse"}
+# Without what makes workers, or batches, differ from one big batch.
+EXACT = {"dropout": 0.0, "attention-dropout": 0.0, "pkm-query-norm": "layer"}
+
+
+def losses(output):
+    return [float(loss) for loss in logged(output, "loss")]
+
+
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+def test_dense_it_is_adam(data, tmp_path, mode):
+    results = []
+    for optimizer in ("adam", "pkm_adam"):
+        options = {**OURS, "pkm-mode": mode, "optimizer": optimizer, "weight-decay": 0.0}
+        options["adam-eps"] = 1e-8  # which fairseq's Adam adds elsewhere
+        output = run("fairseq-train", *pretraining(data, tmp_path, updates=6, **options))
+        results.append((losses(output), list(map(float, logged(output, "gnorm")))))
+        (tmp_path / "checkpoint_last.pt").unlink()
+    for actual, expected in zip(*results):
+        assert actual == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_sparse_run_killed_and_resumed_ends_bit_identical(data, tmp_path):
+    options = {**SPARSE, "save-interval-updates": 10, "keep-interval-updates": 1}
+    options = {**options, "update-freq": 2, "batch-size": 4, "pkm-values-lr": 0.02}
+    options = {**options, "pkm-values-weight-decay": 0.01, "pkm-values-clip-norm": 0.5}
+    run("fairseq-train", *pretraining(data, tmp_path / "whole", updates=30, **options))
+    command = ["fairseq-train", *pretraining(data, tmp_path / "killed", updates=30, **options)]
+    run_until(r'"num_updates": "17"', *command)
+    assert "Loaded checkpoint" in run(*command)
+    assert_same_state(
+        load_model_state(tmp_path / "killed" / "checkpoint_last.pt"),
+        load_model_state(tmp_path / "whole" / "checkpoint_last.pt"),
+    )
+
+
+@pytest.mark.parametrize("grad", ["dense", "sparse"])
+def test_two_workers_train_as_one_does_with_twice_the_batches(data, tmp_path, grad):
+    # Nothing random, nothing that a worker normalises by its own tokens alone.
+    exact = {"dropout": 0.0, "attention-dropout": 0.0, "pkm-query-norm": "layer"}
+    options = {**OURS, **exact, "pkm-grad": grad, "batch-size": 4}
+    one = {**options, "update-freq": 2}
+    one = run("fairseq-train", *pretraining(data, tmp_path / "one", updates=8, **one))
+    two = pretraining(data, tmp_path / "two", updates=8, **options)
+    two = run_on_two_workers(tmp_path / "rendezvous", *two)
+    for key in ("loss", "gnorm"):
+        assert list(map(float, logged(two, key))) == pytest.approx(
+            list(map(float, logged(one, key))), rel=2e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optimizer": "adam"}, "--pkm-grad sparse needs --optimizer pkm_adam"),
+        ({"amp": None}, "--optimizer pkm_adam cannot be used with --amp"),
+        ({"pkm-values-lr-scheduled": None}, "has no effect without --pkm-values-lr"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_an_update(data, tmp_path, changed, message):
+    options = {**SPARSE, **changed}
+    output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options), fails=True)
+    assert message in output.splitlines()[-1]
+
+
+def test_a_checkpoint_of_the_other_kind_of_gradient_is_refused(data, tmp_path):
+    run("fairseq-train", *pretraining(data, tmp_path, updates=1, **OURS))
+    output = run("fairseq-train", *pretraining(data, tmp_path, updates=2, **SPARSE), fails=True)
+    assert "trained with --pkm-grad dense: change --pkm-grad sparse" in output.splitlines()[-1]
+    again = pretraining(data, tmp_path, updates=2, **SPARSE, reset_optimizer=None)
+    assert len(losses(run("fairseq-train", *again))) == 2

@@ -1,0 +1,80 @@
+"""Torch's own data parallelism (fairseq's c10d) around the model, which fairseq runs on GPUs only.
+
+``legacy_ddp`` runs through the real commands, in tests/commands/test_workers.py.
+"""
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.models.tiny import draw_tokens, make_memory_model
+from tests.optim.test_pkm_adam import make_optimizer
+from tests.two_workers import on_two_workers
+
+UPDATES = 3
+SENTENCES, LENGTH = 6, 8  # of each update
+PAD = 1
+
+
+def train(rank, shares, batches, **options):
+    """Trains on this worker's share of each update's sentences, in so many batches.
+
+    A worker without sentences runs, as in fairseq, a batch that counts nothing.
+    """
+    model = make_memory_model(**options)
+    module = DistributedDataParallel(model) if len(shares) > 1 else model
+    optimizer = make_optimizer(model)
+    norms = []
+    updates = draw_tokens(UPDATES * SENTENCES, LENGTH).split(SENTENCES)
+    for sentences in updates:
+        share = sentences.split(shares)[rank]
+        counted = float(len(share) > 0)
+        share = share if counted else torch.full((batches, LENGTH), PAD)
+        optimizer.zero_grad()
+        for i, batch in enumerate(share.chunk(batches), 1):
+            module.require_backward_grad_sync = i == batches
+            output, _ = module(batch)
+            optimizer.backward(counted * output.square().sum())
+        optimizer.all_reduce_grads(module)
+        optimizer.multiply_grads(len(shares) / sentences.numel())
+        norms.append(optimizer.clip_grad_norm(0.5))
+        optimizer.step()
+    return {"norms": torch.stack(norms), **model.state_dict()}
+
+
+# name: sentences of each worker, batches they come in, options of the model
+CASES = {
+    "synchronised": ([3, 3], 1, {"pkm_query_norm": "batch", "pkm_sync_query_norm": True}),
+    "only pads": ([6, 0], 1, {"pkm_query_norm": "batch", "pkm_sync_query_norm": True}),
+    "replace": ([4, 2], 2, {"pkm_query_norm": "layer", "pkm_mode": "replace"}),
+    "shared values": (
+        *([2, 4], 2),
+        {"pkm_query_norm": "none", "pkm_layers": [0, 2], "pkm_share_values": True},
+    ),
+}
+GRADIENTS = ["dense", "sparse"]
+
+
+def train_every_case(rank):
+    return {
+        name: {grad: train(rank, shares, batches, pkm_grad=grad, **options) for grad in GRADIENTS}
+        for name, (shares, batches, options) in CASES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return on_two_workers(train_every_case, tmp_path_factory.mktemp("workers"))
+
+
+@pytest.mark.parametrize("grad", GRADIENTS)
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_make_the_updates_of_one(trained, case, grad):
+    _, batches, options = CASES[case]
+    alone = train(0, [SENTENCES], batches, pkm_grad=grad, **options)
+    for name, expected in alone.items():
+        one, other = (worker[case][grad][name] for worker in trained)
+        assert torch.equal(one, other), name
+        # A norm over the batch takes out what this bias adds: its gradient is rounding alone.
+        if not ("query.bias" in name and options["pkm_query_norm"] == "batch"):
+            torch.testing.assert_close(one, expected, rtol=1e-3, atol=2e-5, msg=name)
