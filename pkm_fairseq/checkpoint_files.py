@@ -44,10 +44,12 @@ def written_aside(path):
     try:
         yield str(partial)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch has its own for a full disk
+    except (OSError, RuntimeError) as error:
         if partial.exists():
             partial.unlink()
-        raise OSError(f"{path} cannot be written, and is as it was: {error}") from error
+        # torch covers a full disk with an error of its own, of unexpected positions.
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise OSError(f"{path} cannot be written, and is as it was: {reason}") from error
 
 
 def copy(stock, source, dest, overwrite=False):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Gives a RoBERTa checkpoint without memory fresh ones, as a checkpoint of its own.
 
-For whatever cannot load a checkpoint without memory into a model with one, as training with
---ddp-backend fully_sharded. Writes DEST whole or not at all, for --finetune-from-model,
-for --restore-file with --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters,
-and for PKMRobertaModel.from_pretrained.
+For several runs that are to start from the same memories, and for what loads state dicts without
+asking the model. Writes DEST whole or not at all, for --finetune-from-model, for --restore-file
+with --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters, and for
+PKMRobertaModel.from_pretrained.
 """
 
 import argparse
