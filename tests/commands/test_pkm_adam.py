@@ -52,18 +52,20 @@ def test_a_sparse_run_killed_and_resumed_ends_bit_identical(data, tmp_path):
 
 
 @pytest.mark.parametrize("grad", ["dense", "sparse"])
-def test_two_workers_train_as_one_does_with_twice_the_batches(data, tmp_path, grad):
+def test_two_workers_train_as_one_with_twice_the_batches_and_one_can_go_on(data, tmp_path, grad):
     # Nothing random, nothing that a worker normalises by its own tokens alone.
     exact = {"dropout": 0.0, "attention-dropout": 0.0, "pkm-query-norm": "layer"}
     options = {**OURS, **exact, "pkm-grad": grad, "batch-size": 4}
-    one = {**options, "update-freq": 2}
-    one = run("fairseq-train", *pretraining(data, tmp_path / "one", updates=8, **one))
+    alone = {**options, "update-freq": 2}
+    one = run("fairseq-train", *pretraining(data, tmp_path / "one", updates=8, **alone))
     two = pretraining(data, tmp_path / "two", updates=8, **options)
     two = run_on_two_workers(tmp_path / "rendezvous", *two)
     for key in ("loss", "gnorm"):
         assert list(map(float, logged(two, key))) == pytest.approx(
             list(map(float, logged(one, key))), rel=2e-3
         )
+    resumed = run("fairseq-train", *pretraining(data, tmp_path / "two", updates=10, **alone))
+    assert logged(resumed, "num_updates") == ["9", "10"]
 
 
 @pytest.mark.parametrize(
