@@ -12,14 +12,21 @@ from pkm_fairseq.workers import count_workers
 from ..cpu import use_cpu_kernels
 from .eager import eager_touched_row_gradients, weight_gradients
 
+# From this width on our kernel is faster than torch's, which asks for one row at a time.
+WIDE = 512
+
 
 class WeightedBag(torch.autograd.Function):
-    """Does what ``weighted_bag`` does; torch's own bag of embeddings reads the table fastest."""
+    """Does what ``weighted_bag`` does."""
 
     @staticmethod
     def forward(ctx, values, slots, weights, gradient):
         ctx.save_for_backward(values, slots, weights)
         ctx.gradient = gradient
+        if values.shape[1] >= WIDE and has_kernels(values):
+            from .cpu_kernels import kernel_bag
+
+            return kernel_bag(values, slots, weights)
         weights = weights.to(values.dtype)
         return F.embedding_bag(slots, values, mode="sum", per_sample_weights=weights)  # (T, D)
 
@@ -71,9 +78,19 @@ class KeptDenseGradient:
         for written in self._written:
             stale[written] = True
         stale[rows] = False
-        table.index_fill_(0, stale.nonzero().squeeze(1), 0)
+        clear_rows(table, stale.nonzero().squeeze(1))
         self._written = [rows]
         return table, grad_weights
+
+
+def clear_rows(table, rows):
+    """Fills the ``rows``, (R,), of a table with zeros."""
+    if has_kernels(table):
+        from .cpu_kernels import kernel_clear
+
+        kernel_clear(table, rows)
+    else:
+        table.index_fill_(0, rows, 0)
 
 
 def sparse_gradient(values, slots, weights, grad_output, room=None):
@@ -171,6 +188,11 @@ def touched_row_gradients(values, slots, weights, grad_output, out=None, room=No
         their dtype.
     """
     form = eager_touched_row_gradients
-    if values.dtype == torch.float32 and use_cpu_kernels(values):
+    if has_kernels(values):
         from .cpu_kernels import kernel_touched_row_gradients as form
     return form(values, slots, weights, grad_output, out, room)
+
+
+def has_kernels(table):
+    """Returns whether the CPU kernels serve a table."""
+    return table.dtype == torch.float32 and use_cpu_kernels(table)
