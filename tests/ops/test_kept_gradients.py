@@ -1,6 +1,7 @@
 """The gradient of a table in memory that is kept is the gradient all the same."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -70,6 +71,19 @@ def test_batches_of_one_update_add_up(kept):
             read_and_go_back(table, batch, kept)
         assert_close(table.grad.to_dense(), expected_gradient(table, *batches))
         assert table.grad.is_sparse == isinstance(kept, KeptSparseGradient)
+
+
+def test_a_gradient_that_is_zeroed_in_place_costs_no_memory_at_each_step():
+    table, kept = make_table(), KeptDenseGradient()
+    sizes = set()
+    for _ in range(4):
+        batch = draw_batch()
+        if table.grad is not None:
+            table.grad.zero_()
+        read_and_go_back(table, batch, kept)
+        assert_close(table.grad, expected_gradient(table, batch))
+        sizes.add(len(pickle.dumps(kept)))
+    assert len(sizes) == 1
 
 
 def test_a_table_read_twice_in_one_graph_has_the_sum(kept):

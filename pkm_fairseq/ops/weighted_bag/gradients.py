@@ -50,7 +50,7 @@ class KeptDenseGradient:
 
     def __init__(self):
         self._table = KeptMemory(torch.zeros)
-        self._written = []  # the rows written since the table was last clear
+        self._written = None  # which rows were written since the table was last clear, (S,)
 
     def __call__(self, values, slots, weights, grad_output):
         inputs = (values, slots, weights, grad_output)
@@ -59,7 +59,7 @@ class KeptDenseGradient:
         if values.is_leaf and self._table.holds(values.grad):
             # Of an earlier batch of this update: torch adds the rows of a sparse gradient to it.
             grad_values, grad_weights = sparse_gradient(*inputs)
-            self._written.append(grad_values._indices()[0])
+            self._written[grad_values._indices()[0]] = True
             return grad_values, grad_weights
         table = self._table.take(values, len(values))
         if table is None:
@@ -67,12 +67,11 @@ class KeptDenseGradient:
         if not table[0].isfinite().all():  # scaled by what is not finite: nothing of it is zero
             table.zero_()
         rows, _, grad_weights = touched_row_gradients(*inputs, out=table)
-        stale = torch.zeros(len(table), dtype=torch.bool)
-        for written in self._written:
-            stale[written] = True
-        stale[rows] = False
-        table.index_fill_(0, stale.nonzero().squeeze(1), 0)
-        self._written = [rows]
+        written = torch.zeros(len(table), dtype=torch.bool)
+        written[rows] = True
+        if self._written is not None:
+            table.index_fill_(0, (self._written & ~written).nonzero().squeeze(1), 0)
+        self._written = written
         return table, grad_weights
 
 
