@@ -96,6 +96,15 @@ def test_a_table_read_twice_in_one_graph_has_the_sum(kept):
         assert_close(table.grad.to_dense(), expected_gradient(table, *batches))
 
 
+def test_a_batch_that_counts_nothing_touches_no_row():
+    table, kept = make_table(), KeptSparseGradient()
+    slots, weights, upstream = draw_batch()
+    weights.requires_grad_()
+    read_and_go_back(table, (slots, weights, upstream * 0), kept)
+    assert table.grad._nnz() == 0
+    assert torch.equal(weights.grad, torch.zeros_like(weights))
+
+
 def test_a_gradient_that_somebody_keeps_does_not_change(kept):
     table = make_table()
     first, second = draw_batch(), draw_batch()

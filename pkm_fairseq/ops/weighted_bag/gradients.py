@@ -91,12 +91,19 @@ def sparse_gradient(values, slots, weights, grad_output, room=None):
 
 
 class KeptSparseGradient:
-    """Does what ``sparse_gradient`` does, in memory that it fills again at the next step."""
+    """Does what ``sparse_gradient`` does, in memory that it fills again at the next step.
+
+    A batch whose loss was multiplied by zero, as fairseq does where a worker has none left, touches
+    no row: an optimizer would move the rows along their momentum.
+    """
 
     def __init__(self):
         self._room = KeptMemory(torch.empty)
 
     def __call__(self, values, slots, weights, grad_output):
+        if not grad_output.any():
+            nothing = (slots[:0], weights[:0], grad_output[:0])
+            return sparse_gradient(values, *nothing)[0], torch.zeros_like(weights)
         # Memory that is asked for and never written to costs nothing.
         room = self._room.take(values, min(slots.numel(), len(values)))
         return sparse_gradient(values, slots, weights, grad_output, room)
