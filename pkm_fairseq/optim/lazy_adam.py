@@ -146,8 +146,12 @@ class LazyAdam(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         params = (param for group in self.param_groups for param in group["params"])
         for index, param in enumerate(params):
-            for name, saved in state_dict["state"].get(index, {}).items():
-                device = self.state[param][name].device
+            state = state_dict["state"].get(index, {})
+            for name, saved in state.items():
+                # Only the steps of rows are counted on the CPU; torch leaves all steps where
+                # they were saved.
+                on_cpu = name == "step" and "row_step" in state
+                device = torch.device("cpu") if on_cpu else param.device
                 self.state[param][name] = saved.to(device, copy=True)
 
 
