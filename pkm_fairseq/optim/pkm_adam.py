@@ -131,6 +131,7 @@ class PKMAdam(FairseqOptimizer):
 
     def step(self, closure=None, scale=1.0, groups=None):
         """Moves the parameters along their gradients, divided by ``scale``."""
+        self.set_lr(self.get_lr())  # reduce_lr_on_plateau lowers the rates of all groups
         self.optimizer.step(closure, scale=scale / self._factor)
         self._factor = 1.0
 
@@ -139,11 +140,17 @@ class PKMAdam(FairseqOptimizer):
         self._factor = 1.0
 
     def load_state_dict(self, state_dict, optimizer_overrides=None):
-        """Goes on from a checkpoint, with the options given now.
+        """Goes on from a checkpoint at its learning rate, with the other options given now.
 
         Raises:
-            ValueError: if its values had the other kind of gradient.
+            ValueError: if it is of another optimizer, or its values had the other kind of gradient.
         """
+        if len(state_dict["param_groups"]) != len(self.param_groups):
+            # Which fairseq finds out only where no half precision hides the optimizer.
+            raise ValueError(
+                "the checkpoint was not trained with --optimizer pkm_adam: choose its optimizer, "
+                "or forget its state with --reset-optimizer"
+            )
         for values, index in zip(
             self.param_groups[VALUES_GROUP]["params"],
             state_dict["param_groups"][VALUES_GROUP]["params"],
@@ -156,12 +163,13 @@ class PKMAdam(FairseqOptimizer):
                     f"change --pkm-grad {ours}, or forget its state with --reset-optimizer"
                 )
         options = [
-            {name: value for name, value in group.items() if name != "params"}
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
             for group in self.param_groups
         ]
         super().load_state_dict(state_dict)
         for group, given in zip(self.param_groups, options):
             group.update(given, **(optimizer_overrides or {}))
+        self.set_lr(self.get_lr())
 
 
 def is_sparse(values):

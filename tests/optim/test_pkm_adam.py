@@ -104,6 +104,31 @@ def test_options_given_now_win_over_those_of_the_checkpoint():
     assert optimizer.param_groups[0]["eps"] == 0.5
 
 
+def test_a_plateau_lowers_the_rate_of_the_model_alone_and_a_resume_keeps_it():
+    model = make_memory_model()
+    optimizer = make_optimizer(model, pkm_values_lr=0.5)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer.optimizer, patience=0, factor=0.1
+    )
+    for loss in (1.0, 2.0):
+        plateau.step(loss)
+    make_gradients(model)
+    optimizer.step()
+    assert rates(optimizer) == pytest.approx([LR / 10, 0.5])
+    resumed = make_optimizer(make_memory_model(), pkm_values_lr=0.25)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert rates(resumed) == pytest.approx([LR / 10, 0.25])
+
+
+def test_state_of_another_optimizer_is_refused():
+    model = make_memory_model()
+    other = torch.optim.Adam(model.parameters())
+    make_gradients(model)
+    other.step()
+    with pytest.raises(ValueError, match="not trained with --optimizer pkm_adam.*--reset-optimiz"):
+        make_optimizer(model).load_state_dict(other.state_dict())
+
+
 @pytest.mark.parametrize(("saved", "now"), [("dense", "sparse"), ("sparse", "dense")])
 def test_state_of_the_other_kind_of_gradient_is_refused(saved, now):
     model = make_memory_model(pkm_grad=saved)
