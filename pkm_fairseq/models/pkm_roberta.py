@@ -153,7 +153,7 @@ class PKMRobertaModel(RobertaModel):
         """
         if self.training and torch.is_grad_enabled():
             for values in self._sparse_values.values():
-                if not hasattr(values, "sparse_gradient_taken"):
+                if values.requires_grad and not hasattr(values, "sparse_gradient_taken"):
                     raise ValueError(
                         "--pkm-grad sparse needs --optimizer pkm_adam, and half precision needs "
                         "--memory-efficient-fp16 or --memory-efficient-bf16 with it: add them, or "

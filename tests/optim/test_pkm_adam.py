@@ -165,6 +165,9 @@ def test_sparse_gradients_that_no_optimizer_takes_are_refused():
     model = make_memory_model(pkm_grad="sparse")
     with pytest.raises(ValueError, match="--pkm-grad sparse needs --optimizer pkm_adam"):
         model(draw_tokens(3, 8))
+    values_of(model).requires_grad_(False)
+    model(draw_tokens(3, 8))
+    values_of(model).requires_grad_(True)
     model.eval()
     model(draw_tokens(3, 8))
 
