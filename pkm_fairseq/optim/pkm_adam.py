@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, List, Optional
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.constants import ZERO_SHARDING_CHOICES
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
@@ -47,6 +48,7 @@ class PKMAdamConfig(FairseqDataclass):
     )
     lr: List[float] = II("optimization.lr")
     amp: bool = II("common.amp")
+    zero_sharding: ZERO_SHARDING_CHOICES = II("distributed_training.zero_sharding")
 
 
 @register_optimizer("pkm_adam", dataclass=PKMAdamConfig)
@@ -88,11 +90,6 @@ class PKMAdam(FairseqOptimizer):
         self.set_lr(cfg.lr[0])
         for param in values:
             param.sparse_gradient_taken = True
-
-    @property
-    def optimizer_config(self):
-        """Returns the options that win over those of a checkpoint."""
-        return {"lr": self.cfg.lr[0], "betas": self.cfg.adam_betas, "eps": self.cfg.adam_eps}
 
     def set_lr(self, lr):
         """Sets the learning rate of all but the values, and of those what their options say."""
@@ -183,6 +180,11 @@ def _check(cfg, values):
         raise ValueError(
             "--optimizer pkm_adam cannot be used with --amp, with which fairseq unscales gradients "
             "twice: choose --memory-efficient-fp16 or --memory-efficient-bf16"
+        )
+    if cfg.zero_sharding != "none":
+        raise ValueError(
+            f"--optimizer pkm_adam cannot be used with --zero-sharding {cfg.zero_sharding}, which "
+            "puts another optimizer in its place: leave it out or choose --optimizer adam"
         )
     if cfg.pkm_values_lr_scheduled and cfg.pkm_values_lr is None:
         raise ValueError("--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it")

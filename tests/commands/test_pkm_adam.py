@@ -73,6 +73,7 @@ def test_two_workers_train_as_one_with_twice_the_batches_and_one_can_go_on(data,
     [
         ({"optimizer": "adam"}, "--pkm-grad sparse needs --optimizer pkm_adam"),
         ({"amp": None}, "--optimizer pkm_adam cannot be used with --amp"),
+        ({"zero-sharding": "os"}, "--optimizer pkm_adam cannot be used with --zero-sharding os"),
         ({"pkm-values-lr-scheduled": None}, "has no effect without --pkm-values-lr"),
     ],
 )

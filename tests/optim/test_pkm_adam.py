@@ -14,7 +14,7 @@ NO_MEMORY = dict.fromkeys(["pkm_subkeys", "pkm_topk", "pkm_heads", "pkm_key_dim"
 
 
 def make_optimizer(model, **options):
-    config = {"lr": [LR], "amp": False, **options}
+    config = {"lr": [LR], "amp": False, "zero_sharding": "none", **options}
     config = OmegaConf.merge(OmegaConf.structured(PKMAdamConfig), config)
     return PKMAdam(config, model.parameters())
 
@@ -143,6 +143,7 @@ def test_state_of_the_other_kind_of_gradient_is_refused(saved, now):
     ("options", "message"),
     [
         ({"amp": True}, "--amp"),
+        ({"zero_sharding": "os"}, "--zero-sharding os"),
         ({"pkm_values_lr_scheduled": True}, "--pkm-values-lr"),
         ({"pkm_values_lr": -1.0}, "--pkm-values-lr -1.0"),
         ({"pkm_values_clip_norm": -1.0}, "--pkm-values-clip-norm"),
@@ -175,7 +176,7 @@ def test_sparse_gradients_that_no_optimizer_takes_are_refused():
 @pytest.mark.parametrize("grad", ["dense", "sparse"])
 def test_an_overflow_skips_the_step_of_every_parameter_and_of_all_state(grad):
     model = make_memory_model(pkm_grad=grad).half()
-    config = PKMAdamConfig(lr=[LR], amp=False)
+    config = PKMAdamConfig(lr=[LR], amp=False, zero_sharding="none")
     common = {"bf16": False, "fp16_init_scale": 2**15, "fp16_scale_window": 4}
     common |= {"fp16_scale_tolerance": 0.0, "threshold_loss_scale": None, "min_loss_scale": 1e-4}
     cfg = OmegaConf.create({"common": common, "optimizer": vars(config) | {"_name": "pkm_adam"}})
