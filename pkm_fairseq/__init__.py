@@ -25,4 +25,7 @@ torch.serialization.add_safe_globals(
 )
 
 # ruff: noqa: E402, F401 - after the above; importing registers
+from . import checkpoint_files
+
+checkpoint_files.install()
 from . import criterions, models, optim, tasks

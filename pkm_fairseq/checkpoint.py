@@ -36,6 +36,19 @@ PRESENCE_OPTIONS = {
 }
 
 
+def check_state_dict(loaded):
+    """Refuses what is no state dict.
+
+    Raises:
+        ValueError: naming what is none.
+    """
+    if not isinstance(loaded, dict):
+        raise ValueError(f"the checkpoint's model is a {type(loaded).__name__}, not a dict")
+    for key, tensor in loaded.items():
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{key!r} is a {type(tensor).__name__} in the checkpoint, no tensor")
+
+
 def fit_checkpoint(loaded, model):
     """Makes a checkpoint's state dict fit a model, without changing either.
 
@@ -102,7 +115,14 @@ def memory_options(state):
     for needed in ("subkeys", "values.weight"):
         if memory + needed not in state:
             raise ValueError(f"the checkpoint's memory lacks {memory}{needed}")
-    heads, _, subkeys, half_key_dim = state[memory + "subkeys"].shape
+    shapes = tuple(state[memory + "subkeys"].shape), tuple(state[memory + "values.weight"].shape)
+    try:
+        (heads, _, subkeys, half_key_dim), (_, value_dim) = shapes
+    except ValueError:
+        raise ValueError(
+            f"{memory}subkeys and values.weight are {shapes[0]} and {shapes[1]} in the checkpoint, "
+            "which are no memory's shapes"
+        ) from None
     if memory + "query_norm.running_mean" in state:
         query_norm = "batch"
     else:
@@ -113,7 +133,7 @@ def memory_options(state):
         "--pkm-subkeys": subkeys,
         "--pkm-heads": heads,
         "--pkm-key-dim": 2 * half_key_dim,
-        "--pkm-value-dim": state[memory + "values.weight"].shape[1],
+        "--pkm-value-dim": value_dim,
         "--pkm-query-norm": query_norm,
     }
 
@@ -167,7 +187,10 @@ def _complete(state, model):
 
 
 def _lacks_last_entry(key, state, model):
-    return key.endswith(DICTIONARY_KEYS) and len(model[key]) == len(state[key]) + 1
+    if not key.endswith(DICTIONARY_KEYS):
+        return False
+    entries, *width = model[key].shape
+    return state[key].shape == (entries - 1, *width)
 
 
 def _check_same_names(state, model):
@@ -195,7 +218,7 @@ def _check_same_shapes(state, model):
             continue
         differs = f"{key} is {theirs} in the checkpoint, {ours} in the model"
         for (end, dim), (flag, extra) in SIZE_OPTIONS.items():
-            if key.endswith(end) and theirs[dim] != ours[dim]:
+            if key.endswith(end) and len(theirs) == len(ours) and theirs[dim] != ours[dim]:
                 raise ValueError(f"{differs}: use {flag} {theirs[dim] - extra}")
         if key.endswith(DICTIONARY_KEYS):
             raise ValueError(f"{differs}: use the dict.txt that the checkpoint was trained with")

@@ -11,6 +11,7 @@ ROOT = Path(pkm_fairseq.__file__).parent
 # room -> what it may import of pkm_fairseq; what is not named here may import everything.
 ALLOWED = {
     "checkpoint": set(),
+    "checkpoint_files": set(),
     "config": set(),
     "scores": set(),
     "usage": set(),

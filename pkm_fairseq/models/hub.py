@@ -34,7 +34,7 @@ def load_interface(folder, checkpoint_file, data, bpe, overrides):
         "load_checkpoint_heads": True,
     }
     state = load_checkpoint_to_cpu(str(path), overrides)
-    _make_ours(state.get("args") or state["cfg"].model, memory)
+    make_ours(state.get("args") or state["cfg"].model, memory)
     drop_unknown_task_options(state.get("cfg"))
     (model,), cfg, task = load_model_ensemble_and_task([str(path)], state=state)
     return RobertaHubInterface(cfg, task, model)
@@ -78,7 +78,7 @@ def find_bpe(bpe, given, folders):
     raise ValueError(f"found no files to cut text into tokens with: give {options}")
 
 
-def _make_ours(args, memory):
+def make_ours(args, memory):
     """Makes the saved options of a RoBERTa, of either command line, those of one with memory."""
     with open_dict(args) if OmegaConf.is_config(args) else nullcontext():
         arch = getattr(args, "_name", None) or args.arch

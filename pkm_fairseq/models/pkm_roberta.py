@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pkm_fairseq.checkpoint import fit_checkpoint, memory_options
+from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_options
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
 
@@ -74,7 +74,7 @@ class PKMRobertaModel(RobertaModel):
             args.max_positions = safe_getattr(args, "tokens_per_sample", task.max_positions())
         config = PKMConfig.from_args(args)
         config.check(args.encoder_layers)
-        _refuse_what_memory_cannot_do(args, config)
+        _refuse_what_cannot_be(args, config)
         # Into the checkpoint goes every option, so that a later default cannot change the model.
         for name, value in vars(config).items():
             if name.startswith("pkm_"):
@@ -94,6 +94,7 @@ class PKMRobertaModel(RobertaModel):
         Raises:
             ValueError: if it cannot fit, naming the shapes and the options to change.
         """
+        check_state_dict(state_dict)
         encoder = self.encoder.sentence_encoder
         had_last_norm = encoder.layer_norm is not None
         super().upgrade_state_dict_named(state_dict, name)
@@ -127,6 +128,7 @@ class PKMRobertaModel(RobertaModel):
         except Exception as error:  # whatever a file that is no checkpoint makes torch raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"--pkm-init-from {path} cannot be read: {reason}") from error
+        check_state_dict(state)
         if memory_options(state):
             raise ValueError(
                 f"--pkm-init-from {path} has a memory already: go on from it with --restore-file "
@@ -226,8 +228,13 @@ class PKMRobertaEncoder(RobertaEncoder):
         return encoder
 
 
-def _refuse_what_memory_cannot_do(args, config):
-    """Refuses RoBERTa's options that would lose the memory or need the FFN it replaced."""
+def _refuse_what_cannot_be(args, config):
+    """Refuses RoBERTa's options that fail, would lose the memory or need the FFN it replaced."""
+    if safe_getattr(args, "quant_noise_scalar", 0):
+        raise ValueError(
+            "--quant-noise-scalar fails on every RoBERTa: fairseq's scalar noise knows no learned "
+            "positions; leave it out or use --quant-noise-pq"
+        )
     if not config.pkm_layers:
         return
     if safe_getattr(args, "encoder_layers_to_keep"):

@@ -43,23 +43,36 @@ class PKMTransformerEncoder(TransformerEncoder):
         min_params_to_wrap = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
         return fsdp_wrap(layer, min_num_params=min_params_to_wrap)
 
+    def register_backward_hook(self, hook):
+        """Registers a full backward hook: torch's other kind stumbles over this module's output.
+
+        fairseq hooks every module to tell where a NaN comes from, and would end in a StopIteration.
+        """
+        return self.register_full_backward_hook(hook)
+
     def _build_memory(self, input_dim):
         config = self.pkm_config
         share = config.pkm_share_values and self._memories
-        memory = ProductKeyMemory(
-            input_dim,
-            subkeys=config.pkm_subkeys,
-            heads=config.pkm_heads,
-            topk=config.pkm_topk,
-            key_dim=config.pkm_key_dim,
-            value_dim=config.pkm_value_dim,
-            query_norm=config.pkm_query_norm,
-            sync_query_norm=config.pkm_sync_query_norm,
-            query_dropout=config.pkm_query_dropout,
-            value_dropout=config.pkm_value_dropout,
-            value_init=config.pkm_value_init,
-            grad=config.pkm_grad,
-            values=self._memories[0].values if share else None,
-        )
+        try:
+            memory = ProductKeyMemory(
+                input_dim,
+                subkeys=config.pkm_subkeys,
+                heads=config.pkm_heads,
+                topk=config.pkm_topk,
+                key_dim=config.pkm_key_dim,
+                value_dim=config.pkm_value_dim,
+                query_norm=config.pkm_query_norm,
+                sync_query_norm=config.pkm_sync_query_norm,
+                query_dropout=config.pkm_query_dropout,
+                value_dropout=config.pkm_value_dropout,
+                value_init=config.pkm_value_init,
+                grad=config.pkm_grad,
+                values=self._memories[0].values if share else None,
+            )
+        except (RuntimeError, TypeError) as error:  # torch's, for sizes it cannot make
+            raise ValueError(
+                f"a memory so large cannot be made ({str(error).splitlines()[0]}): lower "
+                "--pkm-subkeys, --pkm-heads, --pkm-key-dim or --pkm-value-dim"
+            ) from error
         self._memories.append(memory)
         return memory

@@ -89,8 +89,6 @@ def _read_first_whole(files, overrides):
     for file in files:
         try:
             return file, load_checkpoint_to_cpu(str(file), overrides)
-        except Exception as error:  # whatever a file that is no checkpoint makes torch raise
-            reasons.append(
-                f"{file} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
-            )
+        except ValueError as error:
+            reasons.append(str(error))
     raise ValueError(reasons[0])

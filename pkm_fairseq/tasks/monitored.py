@@ -1,12 +1,16 @@
 """Figures that are logged once for each validation set, those of memory usage among them."""
 
+import os
 from itertools import chain
 
 import torch.distributed as dist
+from fairseq import utils
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 
 from pkm_fairseq.monitor import UsageMonitor, first_examples
+
+from .binary_text import check_binary_text
 
 
 class MonitoredTask(FairseqTask):
@@ -24,6 +28,33 @@ class MonitoredTask(FairseqTask):
         self._pictures = None
         self._figures_logged = False
         self._figures = None
+
+    @classmethod
+    def setup_task(cls, cfg, **options):
+        """Does what fairseq's task does, which is to read dictionaries.
+
+        Raises:
+            ValueError: if one cannot be read, naming where it is.
+        """
+        try:
+            return super().setup_task(cfg, **options)
+        except (AssertionError, OSError):
+            raise  # of an option or a file that is not there, and named
+        except Exception as error:  # fairseq raises several kinds, and does not name the file
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"a dict.txt in {cfg.data} cannot be read: {reason}") from error
+
+    def load_dataset(self, split, epoch=1, combine=False, **options):
+        """Does what fairseq's task does, once the files were checked.
+
+        Raises:
+            ValueError: if they are cut off or not of this dictionary.
+        """
+        folders = utils.split_paths(self.cfg.data)
+        folder = folders[(epoch - 1) % len(folders)]
+        for place in ("", "input0", "input1"):  # of one task's text, and of the other's
+            check_binary_text(os.path.join(folder, place, split), self.source_dictionary)
+        super().load_dataset(split, epoch=epoch, combine=combine, **options)
 
     def build_criterion(self, cfg, *args, **options):
         criterion = super().build_criterion(cfg, *args, **options)

@@ -1,11 +1,16 @@
 """Pretraining with memory through fairseq's stock commands."""
 
+import os
 import pickle
+import shlex
 
 import pytest
 import torch
+from fairseq.checkpoint_utils import save_ema_as_checkpoint
 
+from pkm_fairseq.models import PKMRobertaModel
 from tests.commands.commands import (
+    BIN,
     MEMORY,
     MODEL,
     assert_same_state,
@@ -56,7 +61,10 @@ def test_a_run_killed_and_resumed_ends_bit_identical_to_one_that_was_not(data, t
     whole = run("fairseq-train", *pretraining(data, tmp_path / "whole", updates=60, **options))
     command = ["fairseq-train", *pretraining(data, tmp_path / "killed", updates=60, **options)]
     run_until(r'"num_updates": "47"', *command)
+    # Nothing cuts this file off but other programs.
+    os.truncate(tmp_path / "killed" / "checkpoint_last.pt", 1000)
     resumed = run(*command)
+    assert "checkpoint_last.pt is cut off: going on from" in resumed
     assert "Loaded checkpoint" in resumed
     losses = dict(zip(logged(resumed, "num_updates"), logged(resumed, "loss")))
     assert min(map(int, losses)) == 41
@@ -67,7 +75,17 @@ def test_a_run_killed_and_resumed_ends_bit_identical_to_one_that_was_not(data, t
     )
 
 
-def test_hydra_trains_the_same_model_update_by_update(trained, data, tmp_path):
+def test_a_checkpoint_for_which_there_is_no_room_is_named_and_not_there(data, tmp_path):
+    command = ["fairseq-train", *pretraining(data, tmp_path, updates=1, **OURS)]
+    command[0] = BIN / command[0]
+    limited = f"ulimit -f 100; exec {shlex.join(map(str, command))}"
+    output = run("bash", "-c", limited, fails=True)
+    expected = f"{tmp_path}/checkpoint_best.pt cannot be written, and is as it was: [Errno 27]"
+    assert output.splitlines()[-1].startswith(f"OSError: {expected}")
+    assert not list(tmp_path.glob("*.pt*"))
+
+
+def test_hydra_trains_the_same_update_by_update_recomputing_activations(trained, data, tmp_path):
     folder, output = trained
     model = {name.replace("-", "_"): value for name, value in {**MODEL, **MEMORY}.items()}
     model["pkm_layers"] = "[1]"
@@ -83,7 +101,7 @@ def test_hydra_trains_the_same_model_update_by_update(trained, data, tmp_path):
             "lr_scheduler.warmup_updates=0",
         ),
         *("optimization.lr=[0.01]", "optimization.max_update=40"),
-        *("common.log_format=json", "common.log_interval=1"),
+        *("common.log_format=json", "common.log_interval=1", "+model.checkpoint_activations=true"),
         *(f"model.{name}={value}" for name, value in model.items()),
     )
     for key in ("loss", "gnorm", "lr"):
@@ -92,6 +110,32 @@ def test_hydra_trains_the_same_model_update_by_update(trained, data, tmp_path):
         load_model_state(tmp_path / "checkpoint_last.pt"),
         load_model_state(folder / "checkpoint_last.pt"),
     )
+
+
+def test_a_run_with_ema_layerdrop_and_quantisation_noise_resumes_bit_identical(data, tmp_path):
+    options = {
+        **OURS,
+        **{"task": "pkm_masked_lm", "criterion": "pkm_masked_lm", "save-interval-updates": 4},
+        **{"store-ema": None, "ema-decay": 0.9, "encoder-layerdrop": 0.2},
+        **{"quant-noise-pq": 0.1, "quant-noise-pq-block-size": 8},
+    }
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run("fairseq-train", *pretraining(data, whole, updates=8, **options))
+    options["restore-file"] = whole / "checkpoint_1_4.pt"
+    run("fairseq-train", *pretraining(data, resumed, updates=8, **options))
+    states = []
+    for folder in (whole, resumed):
+        # The average as a checkpoint of its own, made by fairseq.
+        save_ema_as_checkpoint(str(folder / "checkpoint_last.pt"), str(folder / "ema.pt"))
+        states += [load_model_state(folder / name) for name in ("checkpoint_last.pt", "ema.pt")]
+    trained, average, *of_resumed = states
+    assert_same_state(of_resumed[0], trained)
+    assert_same_state(of_resumed[1], average)
+    values = "encoder.sentence_encoder.layers.1.pkm.values.weight"
+    assert average[values].any()
+    assert not torch.equal(average[values], trained[values])
+    hub = PKMRobertaModel.from_pretrained(str(whole), "ema.pt", str(data))
+    assert torch.equal(hub.model.state_dict()[values], average[values])
 
 
 @pytest.mark.parametrize(

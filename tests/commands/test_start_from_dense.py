@@ -9,6 +9,8 @@ from tests.checkpoints import as_published
 from tests.commands.commands import (
     MEMORY,
     MODEL,
+    ROOT,
+    flags,
     load_model_state,
     logged,
     pretraining,
@@ -64,20 +66,45 @@ def test_training_starts_as_the_dense_model_ended(dense, data, tmp_path, door):
     assert_holds(tmp_path, folder)
 
 
-@DOORS
-def test_a_published_checkpoint_comes_through_the_same_doors(dense, data, tmp_path, door):
-    # As roberta.base was saved in 2019: a Namespace, other names, fused projections.
-    folder, loss = dense
+@pytest.fixture(scope="module")
+def published(dense, tmp_path_factory):
+    """The dense model as roberta.base was saved in 2019: a Namespace, other names, fused."""
+    folder, _ = dense
     saved = torch.load(folder / "checkpoint_last.pt", weights_only=True)
-    published = {
+    checkpoint = {
         "args": saved["cfg"]["model"],
         "model": as_published(saved["model"], layers=2),
         "optimizer_history": [{"optimizer_name": "FairseqAdam", "lr_scheduler_state": {}}],
         "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1}},
     }
-    torch.save(published, tmp_path / "model.pt")
-    options = {**STILL, **door(tmp_path / "model.pt")}
+    path = tmp_path_factory.mktemp("published") / "model.pt"
+    torch.save(checkpoint, path)
+    return path
+
+
+@DOORS
+def test_a_published_checkpoint_comes_through_the_same_doors(
+    dense, published, data, tmp_path, door
+):
+    folder, loss = dense
+    options = {**STILL, **door(published)}
     output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options))
+    assert logged(output, "valid_loss", "valid") == [loss]
+    assert_holds(tmp_path, folder)
+
+
+def test_a_script_gives_a_checkpoint_memories(dense, published, data, tmp_path):
+    folder, loss = dense
+    script = ["python", ROOT / "scripts/add_memory.py", published, "--dest", tmp_path / "new.pt"]
+    refused = run(*script, "--pkm-layers", 2, fails=True)
+    assert refused.splitlines()[-1].startswith("error: --pkm-layers 2 does not exist")
+    assert not list(tmp_path.iterdir())
+    assert "made fresh: the memory of layers 1" in run(*script, *flags(MEMORY))
+    hub = PKMRobertaModel.from_pretrained(str(tmp_path), "new.pt", str(data))
+    assert list(hub.model.memories()) == [1]
+    options = {**STILL, "finetune-from-model": tmp_path / "new.pt"}
+    output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options))
+    assert "made fresh" not in output
     assert logged(output, "valid_loss", "valid") == [loss]
     assert_holds(tmp_path, folder)
 

@@ -3,6 +3,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq.dataclass.configs import EMAConfig
+from fairseq.models.ema.ema import EMA
+from fairseq.nan_detector import NanDetector
 
 from pkm_fairseq.config import PKMConfig
 from tests.models.tiny import TINY, draw_tokens, make_args, make_memory_model, make_model
@@ -174,6 +177,48 @@ def test_activation_checkpointing_changes_no_gradient_and_no_statistic():
         assert torch.equal(buffer, expected_buffers[name]), name
 
 
+def test_a_model_without_some_of_its_attention_heads_comes_back_from_its_checkpoint():
+    models = []
+    for seed in range(2):
+        model = make_memory_model(mha_reg_scale_factor=0.1, mha_heads_to_keep=1)
+        for parameter in model.parameters():
+            parameter.data.add_(0.01 * seed)
+        # As fairseq's trainer does before it loads such a checkpoint.
+        for layer in model.encoder.sentence_encoder.layers:
+            kept = layer.self_attn._get_reserve_head_index(num_heads_to_keep=1)
+            layer.self_attn._adaptive_prune_heads(reserve_head_index=kept)
+            layer.self_attn._set_skip_embed_dim_check()
+        models.append(model.eval())
+    models[0].load_state_dict(models[1].state_dict())
+    tokens = draw_tokens(3, 7)
+    assert torch.equal(*(model(tokens)[0] for model in models))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_fairseqs_ema_averages_the_memory(share):
+    # What the model holds under two names fairseq averages twice, as its tied embeddings.
+    model = make_memory_model(pkm_layers=[0, 2], pkm_share_values=share)
+    ema = EMA(model, EMAConfig(store_ema=True, ema_decay=0.9))
+    before = copy.deepcopy(model.state_dict())
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.add_(1)
+    ema.step(model, updates=1)
+    for name, tensor in ema.get_model().state_dict().items():
+        if ".pkm." in name:
+            old = 0.9**2 if share and "values" in name else 0.9
+            assert_close(tensor, old * before[name] + (1 - old) * model.state_dict()[name])
+
+
+@pytest.mark.filterwarnings("ignore:.*backward hook")
+def test_fairseq_tells_where_a_nan_comes_from(caplog):
+    model = make_memory_model()
+    model.memories()[1].values.weight.data.fill_(float("nan"))
+    with NanDetector(model):
+        model(draw_tokens(3, 7))[0].sum().backward()
+    (where, *_) = (line for line in caplog.messages if line.startswith("NaN detected in output of"))
+    assert "layers.1" in where
+
+
 def test_a_copy_of_the_model_reads_its_own_memory():
     # fairseq's EMA deep-copies the model.
     model = make_memory_model(pkm_query_norm="layer").eval()
@@ -238,6 +283,8 @@ def test_a_checkpoint_of_another_memory_is_refused_naming_the_options(options, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"quant_noise_scalar": 0.1}, "--quant-noise-scalar fails on every RoBERTa"),
+        ({"quant_noise_scalar": 0.1, "pkm_layers": []}, "--quant-noise-scalar fails on every"),
         ({"encoder_layers_to_keep": "0,1"}, "--encoder-layers-to-keep renumbers"),
         ({"ffn_blocks_to_remove": 4}, "--ffn-blocks-to-remove rebuilds"),
         ({"ffn_reg_scale_factor": 0.1, "pkm_mode": "replace"}, "--ffn-reg-scale-factor needs"),

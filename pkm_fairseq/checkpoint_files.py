@@ -1,0 +1,120 @@
+"""Checkpoint files that are whole or not there: what fairseq lacks to survive a kill at any moment.
+
+fairseq writes a checkpoint whole or not at all, but then copies it byte by byte over
+``checkpoint_best.pt`` and ``checkpoint_last.pt``. A kill meanwhile leaves half a file, which the
+next start cannot read. Where a write fails and a second try succeeds, it is appended to what the
+first one wrote, and nothing can read that. fairseq has no hook for either, so ``install`` puts ours
+in their places.
+"""
+
+import functools
+import logging
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+
+def install():
+    """Has fairseq write, copy, read and resume from checkpoints as the functions below say."""
+    for owner, wrapper in (
+        (PathManager, copy),
+        (checkpoint_utils, torch_persistent_save),
+        (checkpoint_utils, load_checkpoint_to_cpu),
+        (checkpoint_utils, load_checkpoint),
+    ):
+        stock = getattr(owner, wrapper.__name__)
+        wrapped = functools.wraps(stock)(functools.partial(wrapper, stock))
+        setattr(owner, wrapper.__name__, wrapped)
+
+
+@contextmanager
+def written_aside(path):
+    """Yields the name under which to write a file that is to be there whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written, naming it.
+    """
+    partial = Path(f"{path}.tmp")
+    try:
+        yield str(partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        if partial.exists():
+            partial.unlink()
+        # torch covers a full disk with an error of its own, of unexpected positions.
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise OSError(f"{path} cannot be written, and is as it was: {reason}") from error
+
+
+def copy(stock, source, dest, overwrite=False):
+    """Copies a file, whole or not at all."""
+    if not PathManager.supports_rename(dest):
+        return stock(source, dest, overwrite)
+    with written_aside(dest) as partial:
+        return stock(source, partial, overwrite=True)
+
+
+def torch_persistent_save(stock, checkpoint, path, async_write=False):
+    """Writes a checkpoint, whole or not at all, at the first try."""
+    if async_write or not PathManager.supports_rename(path):
+        stock(checkpoint, path, async_write)
+        return
+    with written_aside(path) as partial, open(partial, "wb") as opened:
+        torch.save(checkpoint, opened)
+
+
+def load_checkpoint_to_cpu(stock, path, *args, **options):
+    """Reads a checkpoint.
+
+    Raises:
+        ValueError: if it cannot be read, naming it.
+    """
+    try:
+        return stock(path, *args, **options)
+    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+        # torch's explanation of what it found comes after pages on what to do.
+        found = str(error).split("WeightsUnpickler error:")[-1].strip()
+        reason = f"{type(error).__name__}: {found}".splitlines()[0]
+        if Path(path).is_file() and is_cut_off(path):
+            reason = "it is cut off"
+        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+
+
+def load_checkpoint(stock, cfg, trainer, **options):
+    """Starts or resumes a training; mends a cut off ``checkpoint_last.pt`` before."""
+    # Without a suffix: shards can only be mended together.
+    resumes = cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix
+    if resumes and trainer.data_parallel_rank == 0:
+        mend(Path(cfg.save_dir, "checkpoint_last.pt"))
+    return stock(cfg, trainer, **options)
+
+
+def mend(last):
+    """Replaces a checkpoint that is cut off by the newest beside it that is whole.
+
+    Raises:
+        ValueError: if none is, naming the file to remove.
+    """
+    if not last.is_file() or not is_cut_off(last):
+        return
+    others = sorted(last.parent.glob("checkpoint*.pt"), key=lambda file: file.stat().st_mtime)
+    whole = [file for file in others if not is_cut_off(file)]
+    if not whole:
+        raise ValueError(
+            f"{last} is cut off, and no other checkpoint there is whole: remove it to begin anew"
+        )
+    logger.warning("%s is cut off: going on from %s, the newest that is whole", last, whole[-1])
+    PathManager.copy(str(whole[-1]), str(last), overwrite=True)
+
+
+def is_cut_off(file):
+    """Tells whether a checkpoint is the first part of a file only: its directory comes last."""
+    with open(file, "rb") as opened:
+        begins_as_whole = b"PK".startswith(opened.read(2))
+    return begins_as_whole and not zipfile.is_zipfile(file)

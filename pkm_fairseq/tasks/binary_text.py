@@ -1,0 +1,43 @@
+"""Binary text that goes with its dictionary, or is refused before it trains anything."""
+
+import os
+import struct
+
+import numpy as np
+from fairseq.data.indexed_dataset import (
+    MMapIndexedDataset,
+    data_file_path,
+    index_file_path,
+    infer_dataset_impl,
+)
+
+
+def check_binary_text(prefix, dictionary):
+    """Reads all of a pair of .bin and .idx, as fairseq does as well before it uses them.
+
+    Args:
+        prefix: their path without the ending; where they are not there, or not of fairseq's kind
+            ``mmap``, nothing is checked.
+        dictionary: whose numbers they hold.
+
+    Raises:
+        ValueError: if they are cut off, or hold numbers that are not in the dictionary.
+    """
+    if not MMapIndexedDataset.exists(prefix) or infer_dataset_impl(prefix) != "mmap":
+        return
+    path = data_file_path(prefix)
+    try:
+        index = MMapIndexedDataset.Index(index_file_path(prefix))
+    except (AssertionError, struct.error, ValueError) as error:
+        raise ValueError(f"{index_file_path(prefix)} is cut off: prepare the data again") from error
+    count = int(index.sizes.sum(dtype=np.int64))
+    if count * index.dtype().itemsize != os.path.getsize(path):
+        raise ValueError(f"{path} is not as long as its .idx says: prepare the data again")
+    if not count:
+        return
+    greatest = np.memmap(path, index.dtype, mode="r").max()
+    if greatest >= len(dictionary):
+        raise ValueError(
+            f"{path} holds the number {greatest}, but its dictionary ends at "
+            f"{len(dictionary) - 1}: put the dict.txt there that it was made with"
+        )
