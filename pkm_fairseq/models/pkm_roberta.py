@@ -3,6 +3,7 @@
 import logging
 import re
 from argparse import Namespace
+from contextlib import contextmanager
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -146,6 +147,18 @@ class PKMRobertaModel(RobertaModel):
         for memory in self.memories().values():
             if hasattr(memory.query_norm, "average_over_workers"):
                 memory.query_norm.average_over_workers()
+
+    @contextmanager
+    def not_counting(self):
+        """Keeps the batches of the block, which count for nothing, out of the query statistics."""
+        norms = [memory.query_norm for memory in self.memories().values()]
+        for norm in norms:
+            norm.counted = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.counted = True
 
     def forward(self, *args, **options):
         """Does what fairseq's RoBERTa does, unless it is trained by an optimizer that cannot.

@@ -1,7 +1,9 @@
 """Torch's own data parallelism (fairseq's c10d) around the model, which fairseq runs on GPUs only.
 
-``legacy_ddp`` runs through the real commands, in tests/commands/test_workers.py.
+``legacy_ddp`` runs through the real commands, in tests/commands/test_pkm_adam.py.
 """
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -36,7 +38,8 @@ def train(rank, shares, batches, filler="pads", **options):
         optimizer.zero_grad()
         for i, batch in enumerate(share.chunk(batches), 1):
             module.require_backward_grad_sync = i == batches
-            output, _ = module(batch)
+            with nullcontext() if counted else model.not_counting():
+                output, _ = module(batch)
             optimizer.backward(counted * output.square().sum())
         optimizer.all_reduce_grads(module)
         optimizer.multiply_grads(len(shares) / sentences.numel())
@@ -52,6 +55,10 @@ CASES = {
     "sentences that do not count": (
         *([6, 0], 1),
         {"pkm_query_norm": "layer", "pkm_subkeys": 64, "filler": "sentences"},
+    ),
+    "synchronised, sentences that do not count": (
+        *([6, 0], 1),
+        {"pkm_query_norm": "batch", "pkm_sync_query_norm": True, "filler": "sentences"},
     ),
     "replace": ([4, 2], 2, {"pkm_query_norm": "layer", "pkm_mode": "replace"}),
     "shared values": (
