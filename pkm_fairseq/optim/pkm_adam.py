@@ -181,10 +181,10 @@ def _check(cfg, values):
             "--optimizer pkm_adam cannot be used with --amp, with which fairseq unscales gradients "
             "twice: choose --memory-efficient-fp16 or --memory-efficient-bf16"
         )
-    if cfg.zero_sharding != "none":
+    if cfg.zero_sharding == "os":
         raise ValueError(
-            f"--optimizer pkm_adam cannot be used with --zero-sharding {cfg.zero_sharding}, which "
-            "puts another optimizer in its place: leave it out or choose --optimizer adam"
+            "--optimizer pkm_adam cannot be used with --zero-sharding os, which puts another "
+            "optimizer in its place: leave it out or choose --optimizer adam"
         )
     if cfg.pkm_values_lr_scheduled and cfg.pkm_values_lr is None:
         raise ValueError("--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it")
