@@ -3,6 +3,7 @@
 import logging
 import re
 from argparse import Namespace
+from contextlib import contextmanager
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -147,6 +148,18 @@ class PKMRobertaModel(RobertaModel):
             if hasattr(memory.query_norm, "average_over_workers"):
                 memory.query_norm.average_over_workers()
 
+    @contextmanager
+    def not_counting(self):
+        """Keeps the batches of the block, which count for nothing, out of the query statistics."""
+        norms = [memory.query_norm for memory in self.memories().values()]
+        for norm in norms:
+            norm.counted = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.counted = True
+
     def forward(self, *args, **options):
         """Does what fairseq's RoBERTa does, unless it is trained by an optimizer that cannot.
 
@@ -155,7 +168,7 @@ class PKMRobertaModel(RobertaModel):
         """
         if self.training and torch.is_grad_enabled():
             for values in self._sparse_values.values():
-                if not hasattr(values, "sparse_gradient_taken"):
+                if values.requires_grad and not hasattr(values, "sparse_gradient_taken"):
                     raise ValueError(
                         "--pkm-grad sparse needs --optimizer pkm_adam, and half precision needs "
                         "--memory-efficient-fp16 or --memory-efficient-bf16 with it: add them, or "

@@ -31,6 +31,7 @@ class QueryBatchNorm(nn.Module):
     def __init__(self, heads, query_dim, *, eps=1e-5, momentum=0.1, sync=False):
         super().__init__()
         self.sync = sync
+        self.counted = True  # False while a batch runs that is to enter no statistics
         self.eps = eps
         self.momentum = momentum
         self.weight = nn.Parameter(torch.ones(heads * query_dim))
@@ -56,7 +57,7 @@ class QueryBatchNorm(nn.Module):
         if self.sync and self.training and count_workers() > 1:
             return self._normalise_together(x).view_as(query).to(query.dtype)
         use_batch = self.training and len(x) > 1
-        use_running = not use_batch or torch.is_grad_enabled()
+        use_running = not use_batch or (torch.is_grad_enabled() and self.counted)
         x = F.batch_norm(
             x,
             self.running_mean.to(x.dtype) if use_running else None,
@@ -71,10 +72,11 @@ class QueryBatchNorm(nn.Module):
 
     def _normalise_together(self, x):
         """Normalises ``x``, (T, H * Q), by the statistics of all workers' tokens."""
-        sums = SumOverWorkers.apply(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+        own = x if self.counted else x[:0]
+        sums = SumOverWorkers.apply(torch.cat([own.sum(0), x.new_tensor([len(own)])]))
         tokens = sums[-1].detach()
         mean = sums[:-1] / tokens.clamp(min=1)  # (H * Q,)
-        var = SumOverWorkers.apply((x - mean).square().sum(0)) / tokens.clamp(min=1)  # (H * Q,)
+        var = SumOverWorkers.apply((own - mean).square().sum(0)) / tokens.clamp(min=1)  # (H * Q,)
         if tokens < 2:
             mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
         elif torch.is_grad_enabled():

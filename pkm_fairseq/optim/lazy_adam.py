@@ -37,6 +37,12 @@ class LazyAdam(torch.optim.Optimizer):
             },
         )
 
+    def add_param_group(self, param_group):
+        """Adds a group, whose parameters may have sparse gradients from now on."""
+        super().add_param_group(param_group)
+        for param in self.param_groups[-1]["params"]:
+            param.sparse_gradient_taken = True
+
     @torch.no_grad()
     def grad_norm(self, groups=None):
         """Returns the norm of the gradients, as they are, of all or the given groups: a tensor."""
@@ -122,7 +128,8 @@ class LazyAdam(torch.optim.Optimizer):
         wide_params = [param.to(state["exp_avg"].dtype) for param, state in zip(params, states)]
         adamw(
             wide_params,
-            [param.grad.to(wide.dtype) for param, wide in zip(params, wide_params)],
+            # ``data``: that the step scales them in passing is no change to take note of.
+            [param.grad.data.to(wide.dtype) for param, wide in zip(params, wide_params)],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -146,8 +153,12 @@ class LazyAdam(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         params = (param for group in self.param_groups for param in group["params"])
         for index, param in enumerate(params):
-            for name, saved in state_dict["state"].get(index, {}).items():
-                device = self.state[param][name].device
+            state = state_dict["state"].get(index, {})
+            for name, saved in state.items():
+                # Only the steps of rows are counted on the CPU; torch leaves all steps where
+                # they were saved.
+                on_cpu = name == "step" and "row_step" in state
+                device = torch.device("cpu") if on_cpu else param.device
                 self.state[param][name] = saved.to(device, copy=True)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, List, Optional
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.constants import ZERO_SHARDING_CHOICES
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
@@ -47,6 +48,7 @@ class PKMAdamConfig(FairseqDataclass):
     )
     lr: List[float] = II("optimization.lr")
     amp: bool = II("common.amp")
+    zero_sharding: ZERO_SHARDING_CHOICES = II("distributed_training.zero_sharding")
 
 
 @register_optimizer("pkm_adam", dataclass=PKMAdamConfig)
@@ -72,7 +74,6 @@ class PKMAdam(FairseqOptimizer):
         others = [p for p in params if getattr(p, "param_group", None) != "pkm_values"]
         _check(cfg, values)
         self._factor = 1.0  # of the gradients, not applied yet
-        betas = cfg.adam_betas
         self._optimizer = LazyAdam(
             [
                 {"params": others, "weight_decay": cfg.weight_decay},
@@ -82,17 +83,10 @@ class PKMAdam(FairseqOptimizer):
                     "clip_norm": cfg.pkm_values_clip_norm,
                 },
             ],
-            betas=tuple(literal_eval(betas) if isinstance(betas, str) else betas),
+            betas=_read_betas(cfg.adam_betas),
             eps=cfg.adam_eps,
         )
         self.set_lr(cfg.lr[0])
-        for param in values:
-            param.sparse_gradient_taken = True
-
-    @property
-    def optimizer_config(self):
-        """Returns the options that win over those of a checkpoint."""
-        return {"lr": self.cfg.lr[0], "betas": self.cfg.adam_betas, "eps": self.cfg.adam_eps}
 
     def set_lr(self, lr):
         """Sets the learning rate of all but the values, and of those what their options say."""
@@ -131,6 +125,7 @@ class PKMAdam(FairseqOptimizer):
 
     def step(self, closure=None, scale=1.0, groups=None):
         """Moves the parameters along their gradients, divided by ``scale``."""
+        self.set_lr(self.get_lr())  # reduce_lr_on_plateau lowers the rates of all groups
         self.optimizer.step(closure, scale=scale / self._factor)
         self._factor = 1.0
 
@@ -139,11 +134,17 @@ class PKMAdam(FairseqOptimizer):
         self._factor = 1.0
 
     def load_state_dict(self, state_dict, optimizer_overrides=None):
-        """Goes on from a checkpoint, with the options given now.
+        """Goes on from a checkpoint at its learning rate, with the other options given now.
 
         Raises:
-            ValueError: if its values had the other kind of gradient.
+            ValueError: if it is of another optimizer, or its values had the other kind of gradient.
         """
+        if len(state_dict["param_groups"]) != len(self.param_groups):
+            # Which fairseq finds out only where no half precision hides the optimizer.
+            raise ValueError(
+                "the checkpoint was not trained with --optimizer pkm_adam: choose its optimizer, "
+                "or forget its state with --reset-optimizer"
+            )
         for values, index in zip(
             self.param_groups[VALUES_GROUP]["params"],
             state_dict["param_groups"][VALUES_GROUP]["params"],
@@ -156,17 +157,29 @@ class PKMAdam(FairseqOptimizer):
                     f"change --pkm-grad {ours}, or forget its state with --reset-optimizer"
                 )
         options = [
-            {name: value for name, value in group.items() if name != "params"}
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
             for group in self.param_groups
         ]
         super().load_state_dict(state_dict)
         for group, given in zip(self.param_groups, options):
             group.update(given, **(optimizer_overrides or {}))
+        self.set_lr(self.get_lr())
 
 
 def is_sparse(values):
     """Returns whether the gradient of a table will be sparse."""
     return getattr(values, "pkm_grad", "dense") == "sparse"
+
+
+def _read_betas(betas):
+    """Returns the two numbers that the command line writes as text, and a YAML as it likes."""
+    try:
+        beta1, beta2 = literal_eval(betas) if isinstance(betas, str) else betas
+        if 0 <= beta1 < 1 and 0 <= beta2 < 1:
+            return beta1, beta2
+    except (SyntaxError, TypeError, ValueError):
+        pass
+    raise ValueError(f"--adam-betas {betas} is not two numbers from 0 to below 1, as (0.9,0.98)")
 
 
 def _check(cfg, values):
@@ -175,6 +188,11 @@ def _check(cfg, values):
         raise ValueError(
             "--optimizer pkm_adam cannot be used with --amp, with which fairseq unscales gradients "
             "twice: choose --memory-efficient-fp16 or --memory-efficient-bf16"
+        )
+    if cfg.zero_sharding == "os":
+        raise ValueError(
+            "--optimizer pkm_adam cannot be used with --zero-sharding os, which puts another "
+            "optimizer in its place: leave it out or choose --optimizer adam"
         )
     if cfg.pkm_values_lr_scheduled and cfg.pkm_values_lr is None:
         raise ValueError("--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it")

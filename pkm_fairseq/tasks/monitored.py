@@ -1,6 +1,7 @@
 """Figures that are logged once for each validation set, those of memory usage among them."""
 
 import os
+from contextlib import ExitStack
 from itertools import chain
 
 import torch.distributed as dist
@@ -92,12 +93,12 @@ class MonitoredTask(FairseqTask):
         return batches
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        step = super().train_step
-        arguments = (sample, model, criterion, optimizer, update_num, ignore_grad)
-        if self._usage is None:
-            return step(*arguments)
-        with self.monitor.watch_training(model, counted=not ignore_grad):
-            return step(*arguments)
+        with ExitStack() as around:
+            if ignore_grad and hasattr(model, "not_counting"):
+                around.enter_context(model.not_counting())
+            if self._usage is not None:
+                around.enter_context(self.monitor.watch_training(model, counted=not ignore_grad))
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def optimizer_step(self, optimizer, model, update_num):
         """Moves the parameters; what workers have counted for themselves they then share.

@@ -53,9 +53,7 @@ def test_a_sparse_run_killed_and_resumed_ends_bit_identical(data, tmp_path):
 
 @pytest.mark.parametrize("grad", ["dense", "sparse"])
 def test_two_workers_train_as_one_with_twice_the_batches_and_one_can_go_on(data, tmp_path, grad):
-    # Nothing random, nothing that a worker normalises by its own tokens alone.
-    exact = {"dropout": 0.0, "attention-dropout": 0.0, "pkm-query-norm": "layer"}
-    options = {**OURS, **exact, "pkm-grad": grad, "batch-size": 4}
+    options = {**OURS, **EXACT, "pkm-grad": grad, "batch-size": 4}
     alone = {**options, "update-freq": 2}
     one = run("fairseq-train", *pretraining(data, tmp_path / "one", updates=8, **alone))
     two = pretraining(data, tmp_path / "two", updates=8, **options)
@@ -73,6 +71,7 @@ def test_two_workers_train_as_one_with_twice_the_batches_and_one_can_go_on(data,
     [
         ({"optimizer": "adam"}, "--pkm-grad sparse needs --optimizer pkm_adam"),
         ({"amp": None}, "--optimizer pkm_adam cannot be used with --amp"),
+        ({"zero-sharding": "os"}, "--optimizer pkm_adam cannot be used with --zero-sharding os"),
         ({"pkm-values-lr-scheduled": None}, "has no effect without --pkm-values-lr"),
     ],
 )

@@ -1,6 +1,7 @@
 """The gradient of a table in memory that is kept is the gradient all the same."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -72,6 +73,19 @@ def test_batches_of_one_update_add_up(kept):
         assert table.grad.is_sparse == isinstance(kept, KeptSparseGradient)
 
 
+def test_a_gradient_that_is_zeroed_in_place_costs_no_memory_at_each_step():
+    table, kept = make_table(), KeptDenseGradient()
+    sizes = set()
+    for _ in range(4):
+        batch = draw_batch()
+        if table.grad is not None:
+            table.grad.zero_()
+        read_and_go_back(table, batch, kept)
+        assert_close(table.grad, expected_gradient(table, batch))
+        sizes.add(len(pickle.dumps(kept)))
+    assert len(sizes) == 1
+
+
 def test_a_table_read_twice_in_one_graph_has_the_sum(kept):
     table = make_table()
     for _ in range(3):
@@ -80,6 +94,15 @@ def test_a_table_read_twice_in_one_graph_has_the_sum(kept):
         read = [weighted_bag(table, slots, weights, kept) for slots, weights, _ in batches]
         torch.autograd.backward(read, [upstream for *_, upstream in batches])
         assert_close(table.grad.to_dense(), expected_gradient(table, *batches))
+
+
+def test_a_batch_that_counts_nothing_touches_no_row():
+    table, kept = make_table(), KeptSparseGradient()
+    slots, weights, upstream = draw_batch()
+    weights.requires_grad_()
+    read_and_go_back(table, (slots, weights, upstream * 0), kept)
+    assert table.grad._nnz() == 0
+    assert torch.equal(weights.grad, torch.zeros_like(weights))
 
 
 def test_a_gradient_that_somebody_keeps_does_not_change(kept):
@@ -111,6 +134,15 @@ def test_a_gradient_that_was_scaled_by_nan_is_gone_at_the_next_step(factor):
     batch, table.grad = draw_batch(), None
     read_and_go_back(table, batch, kept)
     assert_close(table.grad, expected_gradient(table, batch))
+
+
+def test_what_somebody_adds_to_a_gradient_is_gone_at_the_next_step():
+    table, kept = make_table(), KeptDenseGradient()
+    for _ in range(3):
+        table.grad, batch = None, draw_batch()
+        read_and_go_back(table, batch, kept)
+        assert_close(table.grad, expected_gradient(table, batch))
+        table.grad.add_(table.detach())  # as weight decay does in some optimizers
 
 
 def test_the_memory_follows_a_change_of_dtype_and_of_batch_size(kept):

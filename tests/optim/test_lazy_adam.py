@@ -109,6 +109,21 @@ def test_a_saved_optimizer_goes_on_to_the_bit(grad, dtype, tmp_path):
             assert tensor.dtype == other[name].dtype
 
 
+@pytest.mark.parametrize("grad", ["dense", "sparse"])
+def test_state_loaded_from_another_device_goes_where_a_step_looks_for_it(grad):
+    memory = make_memory(grad)
+    optimizer = LazyAdam(memory.parameters(), **ADAM)
+    read_and_go_back(memory)
+    optimizer.step()
+    elsewhere = LazyAdam(make_memory(grad).to("meta").parameters())
+    elsewhere.load_state_dict(optimizer.state_dict())
+    for state in elsewhere.state.values():
+        for name, tensor in state.items():
+            # The kernels read the number of a dense step on the device, ours that of rows here.
+            on_cpu = name == "step" and "row_step" in state
+            assert tensor.device.type == ("cpu" if on_cpu else "meta")
+
+
 def test_half_precision_moves_in_float32():
     torch.manual_seed(0)
     half = torch.nn.Parameter(torch.randn(5, 4).bfloat16())

@@ -14,7 +14,7 @@ NO_MEMORY = dict.fromkeys(["pkm_subkeys", "pkm_topk", "pkm_heads", "pkm_key_dim"
 
 
 def make_optimizer(model, **options):
-    config = {"lr": [LR], "amp": False, **options}
+    config = {"lr": [LR], "amp": False, "zero_sharding": "none", **options}
     config = OmegaConf.merge(OmegaConf.structured(PKMAdamConfig), config)
     return PKMAdam(config, model.parameters())
 
@@ -104,6 +104,31 @@ def test_options_given_now_win_over_those_of_the_checkpoint():
     assert optimizer.param_groups[0]["eps"] == 0.5
 
 
+def test_a_plateau_lowers_the_rate_of_the_model_alone_and_a_resume_keeps_it():
+    model = make_memory_model()
+    optimizer = make_optimizer(model, pkm_values_lr=0.5)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer.optimizer, patience=0, factor=0.1
+    )
+    for loss in (1.0, 2.0):
+        plateau.step(loss)
+    make_gradients(model)
+    optimizer.step()
+    assert rates(optimizer) == pytest.approx([LR / 10, 0.5])
+    resumed = make_optimizer(make_memory_model(), pkm_values_lr=0.25)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert rates(resumed) == pytest.approx([LR / 10, 0.25])
+
+
+def test_state_of_another_optimizer_is_refused():
+    model = make_memory_model()
+    other = torch.optim.Adam(model.parameters())
+    make_gradients(model)
+    other.step()
+    with pytest.raises(ValueError, match="not trained with --optimizer pkm_adam.*--reset-optimiz"):
+        make_optimizer(model).load_state_dict(other.state_dict())
+
+
 @pytest.mark.parametrize(("saved", "now"), [("dense", "sparse"), ("sparse", "dense")])
 def test_state_of_the_other_kind_of_gradient_is_refused(saved, now):
     model = make_memory_model(pkm_grad=saved)
@@ -118,6 +143,10 @@ def test_state_of_the_other_kind_of_gradient_is_refused(saved, now):
     ("options", "message"),
     [
         ({"amp": True}, "--amp"),
+        ({"adam_betas": "(0.9, 1.5)"}, "--adam-betas"),
+        ({"adam_betas": "0.9"}, "--adam-betas 0.9"),
+        ({"adam_betas": "often"}, "--adam-betas often"),
+        ({"zero_sharding": "os"}, "--zero-sharding os"),
         ({"pkm_values_lr_scheduled": True}, "--pkm-values-lr"),
         ({"pkm_values_lr": -1.0}, "--pkm-values-lr -1.0"),
         ({"pkm_values_clip_norm": -1.0}, "--pkm-values-clip-norm"),
@@ -140,6 +169,9 @@ def test_sparse_gradients_that_no_optimizer_takes_are_refused():
     model = make_memory_model(pkm_grad="sparse")
     with pytest.raises(ValueError, match="--pkm-grad sparse needs --optimizer pkm_adam"):
         model(draw_tokens(3, 8))
+    values_of(model).requires_grad_(False)
+    model(draw_tokens(3, 8))
+    values_of(model).requires_grad_(True)
     model.eval()
     model(draw_tokens(3, 8))
 
@@ -147,7 +179,7 @@ def test_sparse_gradients_that_no_optimizer_takes_are_refused():
 @pytest.mark.parametrize("grad", ["dense", "sparse"])
 def test_an_overflow_skips_the_step_of_every_parameter_and_of_all_state(grad):
     model = make_memory_model(pkm_grad=grad).half()
-    config = PKMAdamConfig(lr=[LR], amp=False)
+    config = PKMAdamConfig(lr=[LR], amp=False, zero_sharding="none")
     common = {"bf16": False, "fp16_init_scale": 2**15, "fp16_scale_window": 4}
     common |= {"fp16_scale_tolerance": 0.0, "threshold_loss_scale": None, "min_loss_scale": 1e-4}
     cfg = OmegaConf.create({"common": common, "optimizer": vars(config) | {"_name": "pkm_adam"}})

@@ -1,7 +1,9 @@
 """Torch's own data parallelism (fairseq's c10d) around the model, which fairseq runs on GPUs only.
 
-``legacy_ddp`` runs through the real commands, in tests/commands/test_workers.py.
+``legacy_ddp`` runs through the real commands, in tests/commands/test_pkm_adam.py.
 """
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ SENTENCES, LENGTH = 6, 8  # of each update
 PAD = 1
 
 
-def train(rank, shares, batches, **options):
+def train(rank, shares, batches, filler="pads", **options):
     """Trains on this worker's share of each update's sentences, in so many batches.
 
-    A worker without sentences runs, as in fairseq, a batch that counts nothing.
+    A worker without sentences runs, as in fairseq, a batch that counts nothing: of ``filler``,
+    pads alone or sentences of the first update.
     """
     model = make_memory_model(**options)
     module = DistributedDataParallel(model) if len(shares) > 1 else model
@@ -29,11 +32,14 @@ def train(rank, shares, batches, **options):
     for sentences in updates:
         share = sentences.split(shares)[rank]
         counted = float(len(share) > 0)
-        share = share if counted else torch.full((batches, LENGTH), PAD)
+        if not counted:
+            pads = torch.full((batches, LENGTH), PAD)
+            share = pads if filler == "pads" else updates[0][:batches]
         optimizer.zero_grad()
         for i, batch in enumerate(share.chunk(batches), 1):
             module.require_backward_grad_sync = i == batches
-            output, _ = module(batch)
+            with nullcontext() if counted else model.not_counting():
+                output, _ = module(batch)
             optimizer.backward(counted * output.square().sum())
         optimizer.all_reduce_grads(module)
         optimizer.multiply_grads(len(shares) / sentences.numel())
@@ -46,6 +52,14 @@ def train(rank, shares, batches, **options):
 CASES = {
     "synchronised": ([3, 3], 1, {"pkm_query_norm": "batch", "pkm_sync_query_norm": True}),
     "only pads": ([6, 0], 1, {"pkm_query_norm": "batch", "pkm_sync_query_norm": True}),
+    "sentences that do not count": (
+        *([6, 0], 1),
+        {"pkm_query_norm": "layer", "pkm_subkeys": 64, "filler": "sentences"},
+    ),
+    "synchronised, sentences that do not count": (
+        *([6, 0], 1),
+        {"pkm_query_norm": "batch", "pkm_sync_query_norm": True, "filler": "sentences"},
+    ),
     "replace": ([4, 2], 2, {"pkm_query_norm": "layer", "pkm_mode": "replace"}),
     "shared values": (
         *([2, 4], 2),

@@ -50,14 +50,16 @@ def dense_gradient(values, slots, weights, grad_output):
 class KeptDenseGradient:
     """Does what ``dense_gradient`` does, in a table that it clears and fills again.
 
-    Making a table at each step costs more than filling it. Only the rows that it wrote are cleared:
-    who scales the gradient does no harm, but nobody may write to other rows. Workers that add up
-    their gradients do, and get a new table each time.
+    Making a table at each step costs more than filling it. Only the rows that it wrote are cleared,
+    or all of them if torch knows of another change since, so who writes to ``grad.data``, which
+    torch does not see, may scale it but not write to other rows. Workers that add up their
+    gradients do, and get a new table each time.
     """
 
     def __init__(self):
-        self._table = KeptMemory(torch.zeros)
-        self._written = []  # the rows written since the table was last clear
+        self._table = KeptMemory()
+        self._written = None  # which rows were written when the table was last clear, (S,)
+        self._version = None  # torch's count of changes then
 
     def __call__(self, values, slots, weights, grad_output):
         inputs = (values, slots, weights, grad_output)
@@ -65,21 +67,21 @@ class KeptDenseGradient:
             return dense_gradient(*inputs)
         if values.is_leaf and self._table.holds(values.grad):
             # Of an earlier batch of this update: torch adds the rows of a sparse gradient to it.
-            grad_values, grad_weights = sparse_gradient(*inputs)
-            self._written.append(grad_values._indices()[0])
-            return grad_values, grad_weights
+            return sparse_gradient(*inputs)
         table = self._table.take(values, len(values))
         if table is None:
             return dense_gradient(*inputs)
-        if not table[0].isfinite().all():  # scaled by what is not finite: nothing of it is zero
+        is_known = self._written is not None and len(self._written) == len(table)
+        # A table that was scaled by what is not finite has no zeros left.
+        if not is_known or table._version != self._version or not table[0].isfinite().all():
             table.zero_()
+            self._written = None
         rows, _, grad_weights = touched_row_gradients(*inputs, out=table)
-        stale = torch.zeros(len(table), dtype=torch.bool)
-        for written in self._written:
-            stale[written] = True
-        stale[rows] = False
-        clear_rows(table, stale.nonzero().squeeze(1))
-        self._written = [rows]
+        written = torch.zeros(len(table), dtype=torch.bool)
+        written[rows] = True
+        if self._written is not None:
+            clear_rows(table, (self._written & ~written).nonzero().squeeze(1))
+        self._written, self._version = written, table._version
         return table, grad_weights
 
 
@@ -109,12 +111,19 @@ def sparse_gradient(values, slots, weights, grad_output, room=None):
 
 
 class KeptSparseGradient:
-    """Does what ``sparse_gradient`` does, in memory that it fills again at the next step."""
+    """Does what ``sparse_gradient`` does, in memory that it fills again at the next step.
+
+    A batch whose loss was multiplied by zero, as fairseq does where a worker has none left, touches
+    no row: an optimizer would move the rows along their momentum.
+    """
 
     def __init__(self):
-        self._room = KeptMemory(torch.empty)
+        self._room = KeptMemory()
 
     def __call__(self, values, slots, weights, grad_output):
+        if not grad_output.any():
+            nothing = (slots[:0], weights[:0], grad_output[:0])
+            return sparse_gradient(values, *nothing)[0], torch.zeros_like(weights)
         # Memory that is asked for and never written to costs nothing.
         room = self._room.take(values, min(slots.numel(), len(values)))
         return sparse_gradient(values, slots, weights, grad_output, room)
@@ -125,13 +134,9 @@ class KeptMemory:
 
     Only on the CPU: elsewhere torch keeps freed memory at hand itself. Models are copied without
     it.
-
-    Args:
-        make: ``torch.empty`` or ``torch.zeros``, which fills it the first time.
     """
 
-    def __init__(self, make):
-        self._make = make
+    def __init__(self):
         self._kept = None
         self._uses_if_free = None
 
@@ -146,7 +151,7 @@ class KeptMemory:
             or kept.shape[1] != like.shape[1]
             or len(kept) < rows
         ):
-            self._kept = self._make(rows, like.shape[1], dtype=like.dtype)
+            self._kept = like.new_empty(rows, like.shape[1])
             self._uses_if_free = self._count_uses()
         elif self._count_uses() > self._uses_if_free:
             return None
@@ -165,7 +170,7 @@ class KeptMemory:
         return torch._C._storage_Use_Count(self._kept.untyped_storage()._cdata)
 
     def __reduce__(self):
-        return type(self), (self._make,)
+        return type(self), ()
 
 
 def touched_row_gradients(values, slots, weights, grad_output, out=None, room=None):
