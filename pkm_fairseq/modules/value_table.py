@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pkm_fairseq.ops import KeptDenseGradient, KeptSparseGradient, weighted_bag
+from pkm_fairseq.ops.cpu import with_huge_pages
 
 GRADIENTS = {"dense": KeptDenseGradient, "sparse": KeptSparseGradient}
 
@@ -31,7 +32,7 @@ class ValueTable(nn.Module):
         self.grad = grad
         self._make_gradient = GRADIENTS[grad]()
         # A bare Parameter: fairseq's init_bert_params redraws every nn.Embedding.
-        self.weight = nn.Parameter(torch.empty(slots, value_dim))
+        self.weight = nn.Parameter(with_huge_pages(torch.empty(slots, value_dim)))
         self.reset_parameters()
 
     def reset_parameters(self):

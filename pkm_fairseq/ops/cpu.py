@@ -3,11 +3,16 @@
 Importing this file does not import numba; importing a file of kernels does.
 """
 
+import ctypes
 import logging
+import mmap
 import os
+import sys
 from functools import lru_cache
 
 import torch
+
+HUGE_PAGE = 2**21
 
 
 @lru_cache(maxsize=None)
@@ -56,3 +61,20 @@ def follow_torch_threads():
     import numba
 
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def with_huge_pages(tensor):
+    """Asks Linux for pages of 2 MiB for a tensor that nobody has written to yet, and returns it.
+
+    Rows of a large table lie on other pages each: to find the pages takes as long as to read them.
+    """
+    size = tensor.untyped_storage().nbytes()
+    if sys.platform == "linux" and tensor.is_cpu and size >= 2**25:
+        # What this cannot do for a tensor it leaves undone.
+        ends = (tensor.untyped_storage().data_ptr(), tensor.untyped_storage().data_ptr() + size)
+        first, last = (-(-end // HUGE_PAGE) * HUGE_PAGE for end in ends)
+        madvise = ctypes.CDLL(None).madvise
+        madvise(
+            ctypes.c_void_p(first), ctypes.c_size_t(last - HUGE_PAGE - first), mmap.MADV_HUGEPAGE
+        )
+    return tensor

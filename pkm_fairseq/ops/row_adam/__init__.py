@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cpu import use_cpu_kernels
+from ..cpu import use_cpu_kernels, with_huge_pages
 from .eager import eager_row_adam_
 
 
@@ -14,8 +14,8 @@ def new_row_state(values):
     wide = torch.promote_types(values.dtype, torch.float32)
     per_row = {"dtype": wide, "device": values.device}
     return {
-        "exp_avg": torch.zeros_like(values, dtype=wide),
-        "exp_avg_sq": torch.zeros_like(values, dtype=wide),
+        "exp_avg": with_huge_pages(torch.empty_like(values, dtype=wide)).zero_(),
+        "exp_avg_sq": with_huge_pages(torch.empty_like(values, dtype=wide)).zero_(),
         "avg_weight": torch.zeros(len(values), **per_row),
         "avg_sq_weight": torch.zeros(len(values), **per_row),
         "row_step": torch.zeros(len(values), dtype=torch.int32, device=values.device),

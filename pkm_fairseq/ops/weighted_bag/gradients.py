@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from pkm_fairseq.workers import count_workers
 
-from ..cpu import use_cpu_kernels
+from ..cpu import use_cpu_kernels, with_huge_pages
 from .eager import eager_touched_row_gradients, weight_gradients
 
 # From this width on our kernel is faster than torch's, which asks for one row at a time.
@@ -151,7 +151,7 @@ class KeptMemory:
             or kept.shape[1] != like.shape[1]
             or len(kept) < rows
         ):
-            self._kept = like.new_empty(rows, like.shape[1])
+            self._kept = with_huge_pages(like.new_empty(rows, like.shape[1]))
             self._uses_if_free = self._count_uses()
         elif self._count_uses() > self._uses_if_free:
             return None
