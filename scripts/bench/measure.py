@@ -19,9 +19,10 @@ PACKAGES = ("torch", "numpy", "numba", "triton", "fairseq", "fairseq-fixed", "pr
 
 
 def in_turn(works, repeats, device="cpu", before_round=None):
-    """Runs every work once in each round, so that a noisy moment meets all of them.
+    """Times every work once in each round, so that a noisy moment meets all of them.
 
-    Every other round goes backwards, so that none always finds the caches that another left it.
+    A work runs twice in its turn, and the second time counts: what it needs is at hand then, as in
+    a training, where nothing else runs in between. Every other round goes backwards.
 
     Args:
         works: functions without arguments, by name.
@@ -37,6 +38,7 @@ def in_turn(works, repeats, device="cpu", before_round=None):
         if before_round:
             before_round(number)
         for name in [*works][:: -1 if number % 2 else 1]:
+            works[name]()
             seconds[name].append(timed(works[name], device))
     return seconds
 
