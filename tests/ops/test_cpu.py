@@ -1,9 +1,18 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from pkm_fairseq.ops import product_key_search, product_key_topk, touched_row_gradients
-from pkm_fairseq.ops.cpu import compiled, numba_imports, use_cpu_kernels
+from pkm_fairseq.ops.cpu import (
+    HUGE_PAGE,
+    compiled,
+    numba_imports,
+    use_cpu_kernels,
+    with_huge_pages,
+)
 
 needs_numba = pytest.mark.skipif(not numba_imports(), reason="numba is not installed")
 
@@ -16,6 +25,21 @@ def test_one_variable_switches_the_kernels_off(monkeypatch):
     assert not use_cpu_kernels(tensor.to("meta"))
     monkeypatch.setenv("PKM_KERNELS", "0")
     assert not use_cpu_kernels(tensor)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked for huge pages")
+def test_huge_pages_are_asked_for_inside_of_large_tensors_alone(monkeypatch):
+    asked = []
+    libc = SimpleNamespace(madvise=lambda start, size, advice: asked.append((start, size)))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: libc)
+    small, large = torch.empty(1000), torch.empty(10_000_001)
+    assert with_huge_pages(small) is small
+    assert with_huge_pages(large) is large
+    ((start, size),) = ((start.value, size.value) for start, size in asked)
+    assert start % HUGE_PAGE == size % HUGE_PAGE == 0
+    assert large.data_ptr() <= start
+    assert start + size <= large.data_ptr() + 4 * large.numel()
+    assert size >= 4 * large.numel() - 3 * HUGE_PAGE
 
 
 @needs_numba
