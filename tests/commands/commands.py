@@ -94,10 +94,11 @@ def run_on_two_workers(rendezvous, *args):
 
 
 def flags(options):
-    """Writes options as flags; None stands for a flag without a value."""
+    """Writes options as flags; None stands for a flag without a value, False for none at all."""
     return [
         part
         for name, value in options.items()
+        if value is not False
         for part in ([f"--{name}"] if value is None else [f"--{name}", value])
     ]
 

@@ -1,6 +1,7 @@
 """Every precision that fairseq knows, with its own Adam and with ours."""
 
 import pytest
+import torch
 
 from tests.commands.commands import MEMORY, MODEL, logged, pretraining, run
 
@@ -15,6 +16,9 @@ OPTIMIZERS = {
     "pkm_adam": {"optimizer": "pkm_adam"},
     "sparse": {"optimizer": "pkm_adam", "pkm-grad": "sparse"},
 }
+ON_GPU = pytest.param(
+    "gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+)
 UPDATES = 5
 
 
@@ -32,13 +36,17 @@ def in_full_precision(data, tmp_path_factory):
     return list(map(float, logged(output, "loss")))
 
 
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_follows_full_precision_or_is_refused(
-    data, tmp_path, in_full_precision, precision, optimizer
+    data, tmp_path, in_full_precision, precision, optimizer, device
 ):
     refused = optimizer == "sparse" and "memory-efficient" not in precision
-    output = train(data, tmp_path, fails=refused, precision=precision, **OPTIMIZERS[optimizer])
+    options = {**OPTIMIZERS[optimizer], "precision": precision}
+    if device == "gpu":
+        options["cpu"] = False
+    output = train(data, tmp_path, fails=refused, **options)
     if refused:
         error = "ValueError: --pkm-grad sparse needs --optimizer pkm_adam, and half precision needs"
         assert output.splitlines()[-1].startswith(error)
