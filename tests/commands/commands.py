@@ -33,6 +33,7 @@ MEMORY = {
     "pkm-key-dim": 16,
     "pkm-value-init": "zero",
 }
+OURS = {"arch": "pkm_roberta", "optimizer": "pkm_adam", **MODEL, **MEMORY}
 
 
 def start(command, *args, **env):

@@ -3,8 +3,7 @@
 import pytest
 
 from tests.commands.commands import (
-    MEMORY,
-    MODEL,
+    OURS,
     assert_same_state,
     load_model_state,
     logged,
@@ -14,7 +13,6 @@ from tests.commands.commands import (
     run_until,
 )
 
-OURS = {"arch": "pkm_roberta", **MODEL, **MEMORY, "optimizer": "pkm_adam"}
 SPARSE = {**OURS, "pkm-grad": "sparse"}
 # Without what makes workers, or batches, differ from one big batch.
 EXACT = {"dropout": 0.0, "attention-dropout": 0.0, "pkm-query-norm": "layer"}

@@ -13,6 +13,7 @@ from tests.commands.commands import (
     BIN,
     MEMORY,
     MODEL,
+    OURS,
     assert_same_state,
     load_model_state,
     logged,
@@ -20,8 +21,6 @@ from tests.commands.commands import (
     run,
     run_until,
 )
-
-OURS = {"arch": "pkm_roberta", "optimizer": "pkm_adam", **MODEL, **MEMORY}
 
 
 @pytest.fixture(scope="session")
