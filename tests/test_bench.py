@@ -11,7 +11,8 @@ import torch
 SCRIPTS = Path(__file__).parents[1] / "scripts/bench"
 TINY_LAYER = "--tokens 6 4 --subkeys 8 9 --topk 4 --heads 2 --dim 8 --key-dim 6 --repeats 2"
 TINY_MODELS = (
-    "--inference roberta_base pkm_roberta_base --training roberta_base pkm_roberta_base:sparse "
+    "--inference roberta_base pkm_roberta_base "
+    "--training roberta_base pkm_roberta_base:pkm_grad=sparse:pkm_layers=[2] "
     "--batch 2 --length 8 --vocabulary 30 --warmups 0 --repeats 1 --set encoder_layers=9 "
     "encoder_embed_dim=16 encoder_ffn_embed_dim=16 encoder_attention_heads=2 pkm_subkeys=8 "
     "pkm_topk=4 pkm_key_dim=8"
@@ -97,3 +98,4 @@ def test_models_are_measured(run, tmp_path):
     assert len(record["results"]) == 4
     assert all(r["words_per_second"][1] > 0 for r in record["results"])
     assert record["table"][0]["measured"] > 0
+    assert [r["times_first"] == 1 for r in record["results"]] == [True, False] * 2

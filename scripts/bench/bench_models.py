@@ -8,10 +8,11 @@ training   fairseq's masked language model loss on 15 % of the tokens, backward,
            optimizer, clearing of the gradients
 
 All train with pkm_adam, which is torch's fused AdamW but for sparse gradients. A model is an
-architecture; pkm_roberta_base:sparse is one with --pkm-grad sparse.
+architecture, which options may follow: pkm_roberta_base:pkm_grad=sparse.
 """
 
 import argparse
+from ast import literal_eval
 
 import torch
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
@@ -48,7 +49,8 @@ def main():
 
     in_turn(works, args.warmups, args.device, draw)
     seconds = in_turn(works, args.repeats, args.device, draw)
-    records = [record_of(work, seconds, args) for work in works]
+    firsts = {"inference": args.inference[:1], "training": args.training[:1]}
+    records = [record_of(work, seconds, firsts, args) for work in works]
     for record in records:
         slow, median, fast = record["words_per_second"]
         print(
@@ -66,10 +68,8 @@ class Runner:
     """A model at work, with its loss and, if it is to train, its optimizer."""
 
     def __init__(self, name, task, args):
-        arch, _, grad = name.partition(":")
-        options = dict(args.set)
-        if grad:
-            options["pkm_grad"] = grad
+        arch, *options = name.split(":")
+        options = {**dict(args.set), **dict(map(option, options))}
         self.model = make_model(arch, task, **options).to(args.device)
         self.criterion = MaskedLmLoss(MaskedLmConfig(tpu=False), task)
         if name in args.training:
@@ -107,8 +107,9 @@ def make_sample(task, args, seed):
     }
 
 
-def record_of(work, seconds, args):
+def record_of(work, seconds, firsts, args):
     kind, name = work
+    (first,) = firsts[kind]
     milliseconds = quartiles_ms(seconds[work])
     words = args.batch * args.length
     return {
@@ -116,6 +117,7 @@ def record_of(work, seconds, args):
         "model": name,
         "milliseconds": milliseconds,
         "words_per_second": [1000 * words / ms for ms in reversed(milliseconds)],
+        "times_first": median_ratio(seconds[kind, first], seconds[work]),
     }
 
 
@@ -134,9 +136,12 @@ def record_of_figure(figure, seconds):
 
 
 def option(text):
-    """Reads one option of the models: name=number."""
+    """Reads one option of the models: name=value."""
     name, _, value = text.partition("=")
-    return name, int(value)
+    try:
+        return name, literal_eval(value)
+    except (SyntaxError, ValueError):  # a word
+        return name, value
 
 
 def parse_args():
@@ -160,7 +165,7 @@ def parse_args():
         type=option,
         nargs="*",
         default=[],
-        metavar="NAME=NUMBER",
+        metavar="NAME=VALUE",
         help="options of all models, as pkm_subkeys=1024 or encoder_layers=2",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")

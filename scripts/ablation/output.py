@@ -1,0 +1,98 @@
+"""Writes the results of an ablation as JSON, as a table and as a picture."""
+
+import io
+import json
+
+from matplotlib.figure import Figure
+from results import median
+from runner import write_whole
+
+from pkm_fairseq.report.render import HISTORY
+
+PICTURE = ("ppl", "pkm_top1_usage", "pkm_topk_usage", "pkm_kl", "pkm_stale_top1", "pkm_drift")
+
+
+def write_results(results, dest):
+    """Writes results.json, results.md and results.png, each whole or not at all."""
+    write_whole(dest / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_whole(dest / "results.md", make_table(results).encode())
+    picture = io.BytesIO()
+    draw(results).savefig(picture, format="png")
+    write_whole(dest / "results.png", picture.getvalue())
+    for ending in ("json", "md", "png"):
+        print(f"wrote {dest / f'results.{ending}'}")
+
+
+def make_table(results):
+    """Returns the table in Markdown: a line for each row, with medians over its seeds."""
+    tasks = [*results["settings"]["finetuning"]["tasks"]]
+    columns = {
+        "row": lambda name, row: f"({name}) {row['title']}",
+        "updates": lambda name, row: f"{row['updates']:,}",
+        "learning rate": lambda name, row: f"{row['lr']:g}",
+        "parameters": lambda name, row: _number(median(row["runs"], "parameters"), ",.0f"),
+        "perplexity": lambda name, row: _valid(row, "ppl", ".1f"),
+        "top-1 usage": lambda name, row: _valid(row, "pkm_top1_usage"),
+        "top-k usage": lambda name, row: _valid(row, "pkm_topk_usage"),
+        "KL": lambda name, row: _valid(row, "pkm_kl", ".2f"),
+        "stale": lambda name, row: _number(_last(row, "pkm_stale_top1"), ".3f"),
+    }
+    for task in tasks:
+        columns[task] = lambda name, row, task=task: _tuned(row, task, "best", ".1f")
+        columns[f"{task}: drift"] = lambda name, row, task=task: _tuned(row, task, "drift", ".3f")
+    columns["words/s"] = lambda name, row: _number(_speed(row, "words_per_second"), ".0f")
+    columns["ratio"] = lambda name, row: _number(_speed(row, "times_first"), ".2f")
+    lines = [[*columns], ["---"] * len(columns)]
+    lines += [[make(*row) for make in columns.values()] for row in results["rows"].items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(results):
+    """Draws perplexity and usage over training, all runs in one picture."""
+    figure = Figure(figsize=(15, 9), dpi=90, layout="constrained")
+    drawn = {}
+    for axes, figure_name in zip(figure.subplots(2, 3).flat, PICTURE):
+        axes.set(title=HISTORY[figure_name], xlabel="updates, those before included")
+        if figure_name == "ppl":
+            axes.set_yscale("log")
+        for number, (name, row) in enumerate(results["rows"].items()):
+            for run in filter(None, row["runs"].values()):
+                if entries := run["history"].get(figure_name):
+                    style = {"color": f"C{number % 10}", "linestyle": LINES[number // 10]}
+                    (line,) = axes.plot(*zip(*entries), marker=".", **style)
+                    drawn.setdefault(f"({name}) {row['title']}", line)
+    if drawn:
+        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=4)
+    return figure
+
+
+LINES = ("-", "--", ":", "-.")
+
+
+def _valid(row, name, form=".3f"):
+    return _number(median(row["runs"], "validation", "figures", name), form)
+
+
+def _tuned(row, task, name, form):
+    return _number(median(row["runs"], "finetuning", task, name), form)
+
+
+def _last(row, name):
+    """Returns the median over runs of what was logged last."""
+    last = {
+        seed: run["history"][name][-1][1]
+        for seed, run in row["runs"].items()
+        if run and run["history"].get(name)
+    }
+    return median({None: {"last": last}}, "last")
+
+
+def _speed(row, name):
+    """Returns the median words per second in training, or as a multiple of the first model's."""
+    record = row["speed"]["training"]
+    value = record and record[name]
+    return value[1] if isinstance(value, list) else value
+
+
+def _number(value, form):
+    return "" if value is None else format(value, form)

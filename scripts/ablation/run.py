@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Runs the paper's ablation, with fairseq's own commands, and writes its table and picture.
+
+Pretrains each row of CONFIG, validates it, finetunes it and measures how fast it is; then writes
+results.json, results.md and results.png into DEST. Killed at whatever moment and started again, it
+goes on where it was and repeats nothing. Several processes with one DEST share the work.
+"""
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from settings import read_settings
+from steps import ROOT, Steps, find_text
+
+ONLY = ("pretraining", "finetuning", "speed", "results")
+
+
+def main():
+    args = parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: started again, it goes on where it was")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML of settings")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="NAME=VALUE", help="changes to them, as updates=30"
+    )
+    folders = {
+        "--corpus": "train.txt and valid.txt, which may be gzipped",
+        "--glue": "GLUE's official files, a folder a task",
+    }
+    for flag, text in folders.items():
+        parser.add_argument(flag, type=Path, metavar="DIR", help=f"folder of {text}")
+    parser.add_argument("--dest", type=Path, required=True, metavar="DIR", help="where to work")
+    parser.add_argument("--rows", help="rows to work on, in this order, as a,f (default: all)")
+    parser.add_argument(
+        "--only", choices=ONLY, help="what to do alone (default: all); speed is measured anew"
+    )
+    return parser.parse_intermixed_args()
+
+
+def run(args):
+    """Does what is missing of what is asked for, and writes the results there are."""
+    settings = read_settings(args.config, args.overrides)
+    rows = choose_rows(args.rows, settings)
+    check_folders(args, settings, rows)
+    os.chdir(ROOT)  # as fairseq's --user-dir wants it
+    folders = [args.corpus, args.glue, args.dest]
+    steps = Steps(settings, *folders)
+    chosen = choose_steps(steps, rows, args.only)
+
+    # The package beside this script, whatever is installed; it takes seconds to import.
+    sys.path.insert(1, str(ROOT))
+    from output import write_results
+    from results import Results, describe_machine
+    from runner import Runner
+
+    logging.getLogger().setLevel(logging.ERROR)  # outside its commands fairseq logs everything
+    check_commands(chosen)
+    names = {
+        f"{Path(sys.executable).parent}/": "",
+        str(args.dest): "DEST",
+        str(args.corpus): "CORPUS",
+        str(args.glue): "GLUE",
+    }
+    runner = Runner(args.dest, chosen, lambda command: publish(command, names), describe_machine)
+    if args.only == "speed":
+        (args.dest / "speed" / "done.json").unlink(missing_ok=True)
+    failed = runner.run()
+    write_results(Results(settings, steps).collect(), args.dest)
+    if failed:
+        sys.exit(f"error: failed: {', '.join(failed)}; started again, it tries again")
+
+
+def choose_rows(text, settings):
+    """Returns the names of the rows to work on."""
+    names = text.split(",") if text else [*settings.rows]
+    for name in names:
+        if name not in settings.rows:
+            raise ValueError(f"--rows {name} is no row: choose among {', '.join(settings.rows)}")
+    return names
+
+
+def check_folders(args, settings, rows):
+    """Makes paths absolute, and refuses folders that are not there or were not given."""
+    args.dest = args.dest.resolve()
+    args.dest.mkdir(parents=True, exist_ok=True)
+    for name, needed in {
+        "corpus": True,
+        "glue": bool(settings.finetuning.tasks) and any(settings.rows[r].finetune for r in rows),
+    }.items():
+        folder = getattr(args, name)
+        if folder is None and needed and args.only not in ("speed", "results"):
+            raise ValueError(f"--{name} is missing: give the folder")
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"--{name} {folder} is not a folder")
+        setattr(args, name, (folder or Path(name)).resolve())
+    for split in ("train", "valid") if args.only not in ("speed", "results") else ():
+        if not find_text(args.corpus, split).is_file():
+            raise ValueError(f"--corpus {args.corpus} has no {split}.txt or {split}.txt.gz")
+    for task in settings.finetuning.tasks:
+        if args.glue.is_dir() and not (args.glue / task).is_dir():
+            raise ValueError(f"--glue {args.glue} has no folder {task}")
+
+
+def choose_steps(steps, rows, only):
+    """Returns the steps to be done, each after those it needs."""
+    if only == "results":
+        return []
+    if only == "speed":
+        return [steps.speed(needs=())]
+    chosen = steps.pretrainings(rows)
+    if only != "pretraining":
+        chosen += steps.finetunings(rows)
+    if only is None:
+        chosen.append(steps.speed(needs=[step.name for step in chosen]))
+    return chosen
+
+
+def check_commands(steps):
+    """Has fairseq read all command lines of pretrainings, so that none fails after hours.
+
+    Raises:
+        ValueError: if it refuses one.
+    """
+    import contextlib
+    import io
+
+    from fairseq import options
+
+    for step in steps:
+        if not step.command[0].endswith("fairseq-train"):
+            continue
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                options.parse_args_and_arch(options.get_training_parser(), [*step.command[1:]])
+        except SystemExit:
+            reason = said.getvalue().strip().split("\n")[-1]
+            raise ValueError(f"{step.name}: {reason}") from None
+
+
+def publish(command, names):
+    """Returns a command line with this machine's paths by their ``names``."""
+    text = shlex.join(command)
+    for path, name in names.items():
+        text = text.replace(path, name)
+    return text
+
+
+if __name__ == "__main__":
+    main()

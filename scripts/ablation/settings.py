@@ -1,0 +1,143 @@
+"""The settings of an ablation: their names and types, and what is refused.
+
+No ``from __future__ import annotations`` here: OmegaConf reads the types of the fields.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+# Scripts are run by their path, which puts only their own folder on Python's.
+sys.path.insert(1, str(Path(__file__).parents[1] / "glue"))
+from glue_tasks import TASKS  # noqa: E402
+
+
+@dataclass
+class Row:
+    """A row of the table: a model, and how it is pretrained."""
+
+    title: str = MISSING
+    start_from: Optional[str] = None  # the row whose last checkpoint to go on from
+    lr: float = MISSING  # highest learning rate
+    updates: Optional[int] = None  # None: as many as all
+    memory: bool = False  # whether it has the memory, or is dense
+    model: Dict[str, Any] = field(default_factory=dict)  # beside, or instead of, all rows' options
+    training: Dict[str, Any] = field(default_factory=dict)  # likewise
+    finetune: bool = False
+
+
+@dataclass
+class Finetuning:
+    """How rows are finetuned."""
+
+    tasks: Dict[str, int] = field(default_factory=dict)  # GLUE task -> updates
+    seeds: List[int] = field(default_factory=lambda: [1, 2, 3])
+    # Of the shipped configuration of the task, in Hydra's form.
+    overrides: List[str] = field(default_factory=list)
+
+
+@dataclass
+class Settings:
+    """An ablation."""
+
+    vocab_size: int = MISSING  # sentencepieces
+    tokens_per_sample: int = MISSING
+    batch_size: int = MISSING  # samples of an update
+    updates: int = MISSING  # of a pretraining
+    warmup: float = 0.1  # share of them
+    validate_every: int = MISSING  # updates; checkpoints are saved as often
+    seeds: List[int] = field(default_factory=lambda: [1])  # of the pretrainings
+    cpu: bool = False
+    model: Dict[str, Any] = field(default_factory=dict)  # fairseq-train's options of all models
+    memory: Dict[str, Any] = field(default_factory=dict)  # and of those with a memory
+    training: Dict[str, Any] = field(default_factory=dict)  # and of all pretrainings
+    finetuning: Finetuning = field(default_factory=Finetuning)
+    speed_repeats: int = 7  # rounds in which words per second are measured
+    rows: Dict[str, Row] = field(default_factory=dict)
+
+    def updates_of(self, name):
+        """Returns the updates of a row's own pretraining."""
+        return self.rows[name].updates or self.updates
+
+    def updates_before(self, name):
+        """Returns the updates of the pretrainings that a row goes on from."""
+        start = self.rows[name].start_from
+        return self.updates_before(start) + self.updates_of(start) if start else 0
+
+    def model_of(self, name):
+        """Returns the options of a row's model."""
+        row = self.rows[name]
+        memory = dict(self.memory) if row.memory else {"pkm_layers": []}
+        return {**self.model, **memory, **row.model}
+
+    def has_memory(self, name):
+        return self.rows[name].memory
+
+
+def read_settings(path, overrides):
+    """Reads a file of settings.
+
+    Args:
+        path: a YAML.
+        overrides: changes to it, as ``updates=30``.
+
+    Raises:
+        ValueError: if something is unknown, missing, of a wrong type or cannot be.
+    """
+    try:
+        changes = OmegaConf.from_dotlist(list(overrides))
+        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(path), changes)
+        content = OmegaConf.to_container(merged, resolve=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines())
+        raise ValueError(f"{path}: {reason}") from error
+    for key in _missing(content):
+        raise ValueError(f"{path}: {key} is missing: give it")
+    settings = Settings(**content)
+    settings.finetuning = Finetuning(**content["finetuning"])
+    settings.rows = {name: Row(**row) for name, row in content["rows"].items()}
+    _check(settings, path)
+    return settings
+
+
+def _missing(content, prefix=""):
+    """Yields the names of all that has no value yet."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _missing(value, f"{prefix}{key}.")
+        elif value == MISSING:
+            yield prefix + key
+
+
+def _check(settings, path):
+    """Refuses what cannot be."""
+    for name in ("vocab_size", "tokens_per_sample", "batch_size", "updates", "validate_every"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{path}: {name} {getattr(settings, name)} is below 1: raise it")
+    if not settings.rows:
+        raise ValueError(f"{path}: rows is empty: name what to train")
+    for name, seeds in {
+        "seeds": settings.seeds,
+        "finetuning.seeds": settings.finetuning.seeds,
+    }.items():
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"{path}: {name} {seeds}: give at least one, each once")
+    for task in settings.finetuning.tasks:
+        if task not in TASKS:
+            raise ValueError(f"{path}: {task} is not a GLUE task: choose among {', '.join(TASKS)}")
+    earlier = []
+    for name, row in settings.rows.items():
+        if row.start_from is not None and row.start_from not in earlier:
+            raise ValueError(
+                f"{path}: row {name} starts from {row.start_from}: name a row that stands before it"
+            )
+        if not row.memory and any(key.startswith("pkm_") for key in row.model):
+            raise ValueError(f"{path}: row {name} has options of a memory: add memory: true")
+        earlier.append(name)
