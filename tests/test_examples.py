@@ -13,7 +13,8 @@ from pkm_fairseq.optim import PKMAdamConfig
 from pkm_fairseq.tasks import InitFromConfig
 
 EXAMPLES = Path(__file__).parents[1] / "user_dir_examples"
-CONFIGS = sorted(EXAMPLES.rglob("*.yaml"))
+# The ablation's are no configurations of fairseq: tests/test_ablation.py has them read.
+CONFIGS = sorted({*EXAMPLES.rglob("*.yaml")} - {*EXAMPLES.glob("ablation/*.yaml")})
 OPTIONS = {"model": PKMConfig, "task": InitFromConfig, "criterion": UsageConfig}
 
 

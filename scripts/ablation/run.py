@@ -97,24 +97,26 @@ def choose_rows(text, settings):
 
 def check_folders(args, settings, rows):
     """Makes paths absolute, and refuses folders that are not there or were not given."""
-    args.dest = args.dest.resolve()
-    args.dest.mkdir(parents=True, exist_ok=True)
-    for name, needed in {
-        "corpus": True,
-        "glue": bool(settings.finetuning.tasks) and any(settings.rows[r].finetune for r in rows),
-    }.items():
+    trains = args.only not in ("speed", "results")
+    finetunes = (
+        trains and args.only != "pretraining" and any(settings.rows[r].finetune for r in rows)
+    )
+    for name, needed in {"corpus": trains, "glue": finetunes}.items():
         folder = getattr(args, name)
-        if folder is None and needed and args.only not in ("speed", "results"):
+        if needed and folder is None:
             raise ValueError(f"--{name} is missing: give the folder")
         if folder is not None and not folder.is_dir():
             raise ValueError(f"--{name} {folder} is not a folder")
+        # What is not given is not used.
         setattr(args, name, (folder or Path(name)).resolve())
-    for split in ("train", "valid") if args.only not in ("speed", "results") else ():
+    for split in ("train", "valid") if trains else ():
         if not find_text(args.corpus, split).is_file():
             raise ValueError(f"--corpus {args.corpus} has no {split}.txt or {split}.txt.gz")
-    for task in settings.finetuning.tasks:
-        if args.glue.is_dir() and not (args.glue / task).is_dir():
+    for task in settings.finetuning.tasks if finetunes else ():
+        if not (args.glue / task).is_dir():
             raise ValueError(f"--glue {args.glue} has no folder {task}")
+    args.dest = args.dest.resolve()
+    args.dest.mkdir(parents=True, exist_ok=True)
 
 
 def choose_steps(steps, rows, only):

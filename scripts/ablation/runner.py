@@ -61,14 +61,16 @@ class Runner:
         Returns:
             the last line of each step that failed, by name; steps that need one are left out.
         """
+        waiting = False
         while missing := [step for step in self.steps.values() if self._to_do(step)]:
-            for step in missing:
-                if all(self.done(name) for name in step.needs) and self._run_alone(step):
-                    break
-            else:
-                names = ", ".join(step.name for step in missing)
-                _say(f"waiting for another process: {names}")
-                time.sleep(SECONDS_OF_WAITING)
+            ready = (step for step in missing if all(map(self.done, step.needs)))
+            if any(map(self._run_alone, ready)):
+                waiting = False
+                continue
+            if not waiting:
+                _say(f"{self._how_far()}; waiting for the process that runs what comes first")
+            waiting = True
+            time.sleep(SECONDS_OF_WAITING)
         return self._failed
 
     def _to_do(self, step):

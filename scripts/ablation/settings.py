@@ -3,6 +3,7 @@
 No ``from __future__ import annotations`` here: OmegaConf reads the types of the fields.
 """
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,8 @@ def _check(settings, path):
             raise ValueError(f"{path}: {task} is not a GLUE task: choose among {', '.join(TASKS)}")
     earlier = []
     for name, row in settings.rows.items():
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"{path}: row {name}: a name has letters, digits, - and _ alone")
         if row.start_from is not None and row.start_from not in earlier:
             raise ValueError(
                 f"{path}: row {name} starts from {row.start_from}: name a row that stands before it"

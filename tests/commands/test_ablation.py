@@ -1,0 +1,37 @@
+"""The ablation: one of its rows at a tiny size, through the real command."""
+
+import json
+
+from tests.commands.commands import ROOT, run, run_until
+
+TINY = ROOT / "user_dir_examples/ablation/tiny.yaml"
+
+
+def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
+    glue, dest = tmp_path / "glue", tmp_path / "dest"
+    run(
+        "python", ROOT / "scripts/glue/sample_task.py", "--text", text / "train.txt", "--dest", glue
+    )
+    for path in (glue / "CoLA").glob("*.tsv"):
+        path.write_text("\n".join(path.read_text().splitlines()[:40]) + "\n")
+    changes = ["vocab_size=300", "updates=10", "finetuning.seeds=[1]", "finetuning.tasks.CoLA=6"]
+    command = ["python", ROOT / "scripts/ablation/run.py", TINY, *changes, "--corpus", text]
+    command += ["--glue", glue, "--dest", dest, "--rows", "d", "--only", "finetuning"]
+    run_until("d.1: memory pretraining", *command)
+    made_before = (dest / "data/done.json").read_text()
+    assert "data: data" not in run(*command)
+    assert (dest / "data/done.json").read_text() == made_before
+
+    results = json.loads((dest / "results.json").read_text())
+    row = results["rows"]["d"]["runs"]["1"]
+    assert [update for update, _ in row["history"]["pkm_drift"]] == [10]
+    assert 0 < row["validation"]["figures"]["pkm_top1_usage"] <= 1
+    assert 0 <= row["finetuning"]["CoLA"]["drift"]["1"] <= 1
+    assert row["finetuning"]["CoLA"]["best"]["1"] >= row["finetuning"]["CoLA"]["last"]["1"]
+    assert results["rows"]["a"]["runs"]["1"] is None
+    assert results["data"]["unigram_perplexity"] > 1
+    assert row["pretraining"]["command"].startswith("fairseq-train DEST/data/text --user-dir")
+    table = (dest / "results.md").read_text().splitlines()
+    assert len(table) == 2 + 6
+    assert f" {row['validation']['figures']['ppl']:.1f} " in table[2 + 3]
+    assert (dest / "results.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,208 @@
+"""The ablation: its settings, its commands, and how it runs them, without a training."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts/ablation"
+CONFIGS = sorted((ROOT / "user_dir_examples/ablation").glob("*.yaml"))
+TINY = ROOT / "user_dir_examples/ablation/tiny.yaml"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def read(*overrides, path=TINY):
+    return import_module("settings").read_settings(path, overrides)
+
+
+def make_steps(*overrides, path=TINY):
+    return import_module("steps").Steps(read(*overrides, path=path), *map(Path, "cgd"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["update=3"], "'update' not in 'Settings'"),
+        (["rows.a.memroy=true"], "'memroy' not in 'Row'"),
+        (["finetuning.seed=3"], "'seed' not in 'Finetuning'"),
+        (["updates=many"], "'many'"),
+        (["updates=0"], "updates 0 is below 1: raise it"),
+        (["rows.g.title=new"], "rows.g.lr is missing: give it"),
+        (["seeds=[1,1]"], "each once"),
+        (["finetuning.tasks.COLA=3"], "COLA is not a GLUE task: choose among CoLA, "),
+        (["rows.b.start_from=f"], "row b starts from f: name a row that stands before it"),
+        (["rows.b.model.pkm_subkeys=3"], "row b has options of a memory: add memory: true"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(overrides, reason):
+    with pytest.raises(ValueError, match="tiny.yaml: ") as error:
+        read(*overrides)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--rows", "a,z"], "--rows z is no row: choose among a, b, c, d, e, f"),
+        ([], "--corpus is missing: give the folder"),
+        (["--corpus", "no/such"], "--corpus no/such is not a folder"),
+        (["--corpus", "/", "--only", "pretraining"], "--corpus / has no train.txt or train.txt.gz"),
+    ],
+)
+def test_the_command_refuses_what_it_was_given_wrong(arguments, reason, tmp_path):
+    command = [sys.executable, SCRIPTS / "run.py", TINY, *arguments, "--dest", tmp_path / "dest"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {reason}\n"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_fairseq_takes_every_command_of_a_shipped_config(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    steps = make_steps(path=path)
+    import_module("run").check_commands(steps.pretrainings(steps.settings.rows))
+
+
+def test_an_option_that_fairseq_does_not_know_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    steps = make_steps("rows.f.model.pkm_typo=1")
+    with pytest.raises(ValueError, match=r"f\.1: .* unrecognized arguments: --pkm-typo 1"):
+        import_module("run").check_commands(steps.pretrainings(["f"]))
+
+
+def options_of(step):
+    """Returns the flags of a command, and what follows each."""
+    pairs = zip(step.command, [*step.command[1:], ""])
+    return {name: value for name, value in pairs if name.startswith("--")}
+
+
+def test_a_row_goes_on_from_another_with_other_sentences():
+    steps = make_steps("seeds=[1,2]")
+    dense, memory = steps.pretraining("a", 2), steps.pretraining("f", 2)
+    assert options_of(memory)["--pkm-init-from"] == "d/a.2/checkpoint_last.pt"
+    assert "a.2" in memory.needs
+    assert "--pkm-init-from" not in options_of(dense)
+    assert (options_of(dense)["--seed"], options_of(memory)["--seed"]) == ("2", "102")
+    names = [step.name for step in steps.pretrainings(["f"])]
+    assert names == [
+        *("data", "a.1", "a.1.valid", "a.2", "a.2.valid"),
+        *("f.1", "f.1.valid", "f.2", "f.2.valid"),
+    ]
+
+
+def test_a_row_that_goes_on_from_a_memory_keeps_it():
+    new = ["rows.g.title=on", "rows.g.start_from=f", "rows.g.lr=1", "rows.g.memory=true"]
+    options = options_of(make_steps(*new).pretraining("g", 1))
+    assert options["--finetune-from-model"] == "d/f.1/checkpoint_last.pt"
+    assert "--pkm-init-from" not in options
+    assert options["--seed"] == "201"
+
+
+def test_rows_differ_in_what_they_say_alone():
+    steps = make_steps()
+    dense, plain, residual = (options_of(steps.pretraining(name, 1)) for name in "acd")
+    assert dense["--pkm-layers"] == ""
+    own = {"--save-dir", "--tensorboard-logdir"}
+    differ = {name for name in plain if plain[name] != residual.get(name)}
+    assert differ == own | {"--pkm-mode"}
+    differ = {name for name in residual if residual[name] != dense.get(name)}
+    assert all(name.startswith("--pkm") for name in differ - own)
+
+
+def test_all_rows_are_validated_on_the_same_masks():
+    steps = make_steps()
+    assert len({options_of(steps.validation(name, 1))["--seed"] for name in "abcdef"}) == 1
+
+
+class Work:
+    """Steps that write a line each, with a runner to run them."""
+
+    def __init__(self, folder):
+        self.folder, self.dest = folder, folder / "dest"
+        self.steps = []
+
+    def add(self, name, code="pass", **options):
+        code = f"open({str(self.folder / 'ran')!r}, 'a').write({name + chr(10)!r}); {code}"
+        command = (sys.executable, "-c", code)
+        self.steps.append(import_module("steps").Step(name, "kind", command, **options))
+
+    def runner(self):
+        return import_module("runner").Runner(self.dest, self.steps, " ".join, dict)
+
+    def ran(self):
+        return (self.folder / "ran").read_text().split()
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("runner"), "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(import_module("runner"), "SECONDS_OF_WAITING", 0.01)
+    return Work(tmp_path)
+
+
+def test_steps_run_once_and_after_those_they_need(work):
+    work.add("second", needs=("first",))
+    work.add("first")
+    assert work.runner().run() == {}
+    assert work.runner().run() == {}
+    assert work.ran() == ["first", "second"]
+    record = json.loads((work.dest / "first/done.json").read_text())
+    assert record["command"].startswith(sys.executable)
+    assert record["seconds"] > 0
+
+
+def test_what_does_not_need_a_step_that_fails_runs_all_the_same(work, capsys):
+    work.add("bad", "raise SystemExit('no such thing')")
+    work.add("after", needs=("bad",))
+    work.add("good")
+    assert [*work.runner().run()] == ["bad", "after"]
+    assert work.ran() == ["bad", "bad", "good"], "a step is tried twice"
+    assert f"bad failed: no such thing (see {work.dest / 'bad/log'})" in capsys.readouterr().out
+
+
+def test_two_processes_share_the_steps(work):
+    for i in range(4):
+        work.add(f"step{i}", "import time; time.sleep(0.2)")
+    threads = [threading.Thread(target=work.runner().run) for _ in range(2)]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(work.ran()) == [f"step{i}" for i in range(4)]
+    seconds = [json.loads(path.read_text())["seconds"] for path in work.dest.glob("*/done.json")]
+    assert time.monotonic() - start < sum(seconds)
+
+
+def test_what_was_made_by_another_command_is_not_taken_for_ours(work):
+    work.add("step")
+    work.add("speed", may_change=True)
+    work.runner().run()
+    old, work.steps = work.steps, []
+    work.add("step", "print(1)")
+    work.add("speed", "print(1)", may_change=True)
+    with pytest.raises(ValueError, match=r"dest/step was made by another command.*another --dest"):
+        work.runner()
+    work.steps = [old[0], work.steps[1]]
+    work.runner().run()
+    assert work.ran() == ["step", "speed", "speed"]
+
+
+def test_it_says_how_long_the_rest_will_take(work, capsys):
+    work.add("first", "import time; time.sleep(0.3)", work=1)
+    work.add("second", work=1000)
+    work.runner().run()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("first: kind; 2 of 2 steps left, more than 0 min")
+    assert float(printed[1].split("left, ")[1].split()[0]) >= 5
