@@ -14,7 +14,13 @@ def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
     )
     for path in (glue / "CoLA").glob("*.tsv"):
         path.write_text("\n".join(path.read_text().splitlines()[:40]) + "\n")
-    changes = ["vocab_size=300", "updates=10", "finetuning.seeds=[1]", "finetuning.tasks.CoLA=6"]
+    changes = [
+        "vocab_size=300",
+        "updates=10",
+        "validate_every=10",
+        "finetuning.seeds=[1]",
+        "finetuning.tasks.CoLA=6",
+    ]
     command = ["python", ROOT / "scripts/ablation/run.py", TINY, *changes, "--corpus", text]
     command += ["--glue", glue, "--dest", dest, "--rows", "d", "--only", "finetuning"]
     run_until("d.1: memory pretraining", *command)
@@ -24,7 +30,7 @@ def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
 
     results = json.loads((dest / "results.json").read_text())
     row = results["rows"]["d"]["runs"]["1"]
-    assert [update for update, _ in row["history"]["pkm_drift"]] == [10]
+    assert [update for update, _ in row["history"]["ppl"]] == [10]
     assert 0 < row["validation"]["figures"]["pkm_top1_usage"] <= 1
     assert 0 <= row["finetuning"]["CoLA"]["drift"]["1"] <= 1
     assert row["finetuning"]["CoLA"]["best"]["1"] >= row["finetuning"]["CoLA"]["last"]["1"]
