@@ -16,7 +16,7 @@ sys.path.insert(1, str(ROOT / "scripts" / "bench"))
 from measure import describe_machine  # noqa: E402
 
 # What is kept of what was logged over training: figures of all memories together.
-HISTORY = re.compile("ppl|pkm_[a-z][a-z0-9]+(_[a-z0-9]+)?")
+HISTORY = re.compile(r"ppl|pkm_(?!l\d)\w+")
 
 
 class Results:

@@ -91,9 +91,9 @@ def read_settings(path, overrides):
         ValueError: if something is unknown, missing, of a wrong type or cannot be.
     """
     try:
-        changes = OmegaConf.from_dotlist(list(overrides))
-        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.load(path), changes)
-        content = OmegaConf.to_container(merged, resolve=True)
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        typed = OmegaConf.merge(OmegaConf.structured(Settings), given)
+        content = OmegaConf.to_container(typed, resolve=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
