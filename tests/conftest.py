@@ -1,4 +1,5 @@
 import os
+from importlib import import_module
 
 import torch
 from hypothesis import settings
@@ -15,7 +16,6 @@ settings.load_profile("few")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     if triton_imports():
-        from pkm_fairseq.ops.product_key_search import triton_kernels as _  # noqa: F401
-        from pkm_fairseq.ops.row_adam import triton_kernels as _  # noqa: F401
-        from pkm_fairseq.ops.weighted_bag import triton_kernels as _  # noqa: F401
+        for op in ("product_key_search", "row_adam", "weighted_bag"):
+            import_module(f"pkm_fairseq.ops.{op}.triton_kernels")
     del os.environ["TRITON_INTERPRET"]

@@ -21,14 +21,15 @@ def triton_imports():
     return hasattr(language, "gather")
 
 
-def use_gpu_kernels(tensor):
-    """Returns whether kernels serve ``tensor``; PKM_KERNELS=0 in the environment says never.
+def is_interpreted():
+    """Returns whether triton is to run the kernels on the CPU, slowly: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
-    With TRITON_INTERPRET=1 there, triton runs them on the CPU, slowly: for tests.
-    """
-    interpreted = tensor.is_cpu and os.environ.get("TRITON_INTERPRET") == "1"
+
+def use_gpu_kernels(tensor):
+    """Returns whether kernels serve ``tensor``; PKM_KERNELS=0 in the environment says never."""
     return (
-        (tensor.is_cuda or interpreted)
+        (tensor.is_cuda or (tensor.is_cpu and is_interpreted()))
         and tensor.dtype in DTYPES
         and os.environ.get("PKM_KERNELS") != "0"
         and triton_imports()

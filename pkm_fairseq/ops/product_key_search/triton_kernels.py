@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ..gpu import power_of_two
+from ..gpu import is_interpreted, power_of_two
 from ..product_key_topk.eager import candidate_pairs
 
-# Queries of a program, the fewest that tensor cores multiply; sub-keys compared at a time, and bytes
-# of each that are read at a time.
+# Queries of a program, the fewest that tensor cores multiply; sub-keys compared at a time; bytes of
+# each that are read at a time.
 QUERIES = 16
 SUBKEYS = 128
 WIDTH_BYTES = 128
@@ -40,7 +40,7 @@ def kernel_search(query, subkeys, k, softmax):
     slots = torch.empty(tokens, heads, k, dtype=torch.int64, device=query.device)
     ranks1, ranks2 = candidate_pairs(k, query.device)  # (C,) each
     places = power_of_two(k, least=2)
-    if query.is_cpu:  # where triton's interpreter takes bfloat16 for whole numbers
+    if is_interpreted():  # triton's interpreter multiplies bfloat16 as if it were whole numbers
         query, subkeys = query.float(), subkeys.float()
     tensor_float = query.is_cuda and torch.backends.cuda.matmul.allow_tf32
     if tokens:
