@@ -29,6 +29,12 @@ setup(
         "bench": ["product-key-memory"],
         # CPU kernels of pkm_fairseq.ops; older Pythons do without.
         "cpu": ['numba; python_version >= "3.10"'],
-        "test": ["hypothesis", "pytest", "ruff"],
+        # GPU kernels need triton, too; torch for GPUs brings it. Here its interpreter runs them.
+        "test": [
+            "hypothesis",
+            "pytest",
+            "ruff",
+            'triton; platform_system == "Linux" and python_version >= "3.10"',
+        ],
     },
 )

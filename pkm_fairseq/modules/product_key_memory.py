@@ -154,6 +154,5 @@ class ProductKeySearch(nn.Module):
             The slots, best first, (T, H, K), int64, and their weights, which sum to one for each
             head and token, (T, H, K), in float32 or better.
         """
-        scores, slots = product_key_search(query, subkeys, self.topk)  # (T, H, K) each
-        # A softmax over few, close scores: float32 or better under any dtype of the model.
-        return slots, scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        weights, slots = product_key_search(query, subkeys, self.topk, softmax=True)
+        return slots, weights  # (T, H, K) each

@@ -2,15 +2,29 @@ import pytest
 import torch
 
 from pkm_fairseq.ops.cpu import numba_imports
+from pkm_fairseq.ops.gpu import triton_imports
+
+IMPORTS = {"numba": numba_imports, "triton": triton_imports}
 
 
-@pytest.fixture(params=["torch", "numba"])
+@pytest.fixture(params=["torch", "numba", "triton"])
 def form(request, monkeypatch):
-    """Runs a test on plain torch operations and on the CPU kernels."""
-    if request.param == "numba" and not numba_imports():
-        pytest.skip("numba is not installed")
-    monkeypatch.setenv("PKM_KERNELS", "1" if request.param == "numba" else "0")
-    return request.param
+    """Runs a test on plain torch operations, on the CPU kernels and on the GPU kernels.
+
+    The latter run on a GPU where there is one, and in triton's interpreter elsewhere.
+    """
+    form = request.param
+    if form in IMPORTS and not IMPORTS[form]():
+        pytest.skip(f"{form} is not installed, or too old")
+    monkeypatch.setenv("PKM_KERNELS", "0" if form == "torch" else "1")
+    if form != "triton":
+        yield form
+    elif torch.cuda.is_available():
+        with torch.device("cuda"):
+            yield form
+    else:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        yield form
 
 
 @pytest.fixture
