@@ -10,6 +10,7 @@ from runner import write_whole
 from pkm_fairseq.report.render import HISTORY
 
 PICTURE = ("ppl", "pkm_top1_usage", "pkm_topk_usage", "pkm_kl", "pkm_stale_top1", "pkm_drift")
+COLOURS, STYLES = 10, ("-", "--", ":", "-.")
 
 
 def write_results(results, dest):
@@ -36,6 +37,7 @@ def make_table(results):
         "top-k usage": lambda name, row: _valid(row, "pkm_topk_usage"),
         "KL": lambda name, row: _valid(row, "pkm_kl", ".2f"),
         "stale": lambda name, row: _number(_last(row, "pkm_stale_top1"), ".3f"),
+        "drift": lambda name, row: _number(_last(row, "pkm_drift"), ".3f"),
     }
     for task in tasks:
         columns[task] = lambda name, row, task=task: _tuned(row, task, "best", ".1f")
@@ -50,23 +52,23 @@ def make_table(results):
 def draw(results):
     """Draws perplexity and usage over training, all runs in one picture."""
     figure = Figure(figsize=(15, 9), dpi=90, layout="constrained")
-    drawn = {}
-    for axes, figure_name in zip(figure.subplots(2, 3).flat, PICTURE):
-        axes.set(title=HISTORY[figure_name], xlabel="updates, those before included")
-        if figure_name == "ppl":
-            axes.set_yscale("log")
+    lines = {}
+    for axes, of in zip(figure.subplots(2, 3).flat, PICTURE):
+        axes.set(title=HISTORY[of], xlabel="updates, those before included")
         for number, (name, row) in enumerate(results["rows"].items()):
+            style = {"color": f"C{number % COLOURS}", "linestyle": STYLES[number // COLOURS]}
             for run in filter(None, row["runs"].values()):
-                if entries := run["history"].get(figure_name):
-                    style = {"color": f"C{number % 10}", "linestyle": LINES[number // 10]}
+                if entries := run["history"].get(of):
                     (line,) = axes.plot(*zip(*entries), marker=".", **style)
-                    drawn.setdefault(f"({name}) {row['title']}", line)
-    if drawn:
-        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=4)
+                    lines.setdefault(f"({name}) {row['title']}", line)
+        if of.endswith("usage"):
+            axes.set_ylim(0, 1.05)
+        if of == "ppl" and "unigram_perplexity" in results["data"]:
+            alone = axes.axhline(results["data"]["unigram_perplexity"], color="black", ls=":")
+            lines["each word by how frequent it is"] = alone
+    if lines:
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=4)
     return figure
-
-
-LINES = ("-", "--", ":", "-.")
 
 
 def _valid(row, name, form=".3f"):
