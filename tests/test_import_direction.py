@@ -15,17 +15,17 @@ ALLOWED = {
     "config": set(),
     "scores": set(),
     "usage": set(),
-    "workers": set(),
+    "compiling", "workers": set(),
     "monitor": {"usage"},
     "pictures": {"usage"},
     "criterions": {"config"},
     "tasks": {"config", "monitor", "pictures", "scores"},
-    "ops": {"workers"},
-    "modules": {"checkpoint", "config", "ops", "workers"},
-    "optim": {"ops", "workers"},
+    "ops": {"compiling", "workers"},
+    "modules": {"checkpoint", "config", "ops", "compiling", "workers"},
+    "optim": {"ops", "compiling", "workers"},
     "models": {"checkpoint", "config", "ops", "modules"},
 }
-FAIRSEQ_FREE = {"checkpoint", "monitor", "ops", "pictures", "scores", "usage", "workers"}
+FAIRSEQ_FREE = {"checkpoint", "monitor", "ops", "pictures", "scores", "usage", "compiling", "workers"}
 
 
 def room_of(path):

@@ -19,12 +19,16 @@ def form(request, monkeypatch):
     monkeypatch.setenv("PKM_KERNELS", "0" if form == "torch" else "1")
     if form != "triton":
         yield form
-    elif torch.cuda.is_available():
+        return
+    # Fresh memory is NaN, so that what a kernel leaves unwritten shows.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.cuda.is_available():
         with torch.device("cuda"):
             yield form
     else:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         yield form
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
