@@ -1,17 +1,6 @@
 import pytest
 import torch
 
-from pkm_fairseq.ops.cpu import numba_imports
-
-
-@pytest.fixture(params=["torch", "numba"])
-def form(request, monkeypatch):
-    """Runs a test on plain torch operations and on the CPU kernels."""
-    if request.param == "numba" and not numba_imports():
-        pytest.skip("numba is not installed")
-    monkeypatch.setenv("PKM_KERNELS", "1" if request.param == "numba" else "0")
-    return request.param
-
 
 @pytest.fixture
 def with_threads(form):
