@@ -29,6 +29,6 @@ setup(
         "bench": ["product-key-memory"],
         # CPU kernels of pkm_fairseq.ops; older Pythons do without.
         "cpu": ['numba; python_version >= "3.10"'],
-        "test": ["hypothesis", "pytest", "ruff"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )
