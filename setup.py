@@ -29,6 +29,13 @@ setup(
         "bench": ["product-key-memory"],
         # CPU kernels of pkm_fairseq.ops; older Pythons do without.
         "cpu": ['numba; python_version >= "3.10"'],
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+        # GPU kernels need triton, too; torch for GPUs brings it. Here its interpreter runs them.
+        "test": [
+            "hypothesis",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            'triton; platform_system == "Linux" and python_version >= "3.10"',
+        ],
     },
 )

@@ -1,12 +1,28 @@
 import os
+from importlib import import_module
 
 import pytest
+import torch
 from hypothesis import settings
+
+from pkm_fairseq.ops.cpu import numba_imports
+from pkm_fairseq.ops.gpu import triton_imports
+
+IMPORTS = {"numba": numba_imports, "triton": triton_imports}
 
 # The same cases at each run, few of them; --hypothesis-profile many draws others, and more.
 settings.register_profile("few", derandomize=True, max_examples=100, deadline=None, database=None)
 settings.register_profile("many", max_examples=1000, deadline=None, database=None)
 settings.load_profile("few")
+
+# Without a GPU, the GPU kernels are tested in triton's interpreter: it has to be asked for before
+# triton and the kernels are imported, and acts where the fixture ``form`` asks for it again.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    if triton_imports():
+        for op in ("product_key_search", "row_adam", "weighted_bag"):
+            import_module(f"pkm_fairseq.ops.{op}.triton_kernels")
+    del os.environ["TRITON_INTERPRET"]
 
 
 def pytest_configure(config):
@@ -20,13 +36,21 @@ def pytest_configure(config):
         os.environ["NUMBA_CACHE_DIR"] = str(config.cache.mkdir(f"numba_{worker}"))
 
 
-@pytest.fixture(params=["torch", "numba"])
+@pytest.fixture(params=["torch", "numba", "triton"])
 def form(request, monkeypatch):
-    """Runs a test on plain torch operations and on the CPU kernels."""
-    # Here, since the process that only hands out tests has no need of fairseq.
-    from pkm_fairseq.ops.cpu import numba_imports
+    """Runs a test on plain torch operations, on the CPU kernels and on the GPU kernels.
 
-    if request.param == "numba" and not numba_imports():
-        pytest.skip("numba is not installed")
-    monkeypatch.setenv("PKM_KERNELS", "1" if request.param == "numba" else "0")
-    return request.param
+    The latter run on a GPU where there is one, and in triton's interpreter elsewhere.
+    """
+    form = request.param
+    if form in IMPORTS and not IMPORTS[form]():
+        pytest.skip(f"{form} is not installed, or too old")
+    monkeypatch.setenv("PKM_KERNELS", "0" if form == "torch" else "1")
+    if form != "triton":
+        yield form
+    elif torch.cuda.is_available():
+        with torch.device("cuda"):
+            yield form
+    else:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        yield form

@@ -6,7 +6,7 @@ from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import TransformerEncoder
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 
-from .encoder_layer import PKMTransformerEncoderLayer
+from .encoder_layer import PKMTransformerEncoderLayer, SlowPathTransformerEncoderLayer
 from .product_key_memory import ProductKeyMemory
 
 
@@ -28,15 +28,12 @@ class PKMTransformerEncoder(TransformerEncoder):
         super().__init__(args, dictionary, embed_tokens)
 
     def build_encoder_layer(self, cfg):
-        memory = None
         if next(self._layer_indices) in self.pkm_config.pkm_layers:
             memory = self._build_memory(cfg.encoder.embed_dim)
-        layer = PKMTransformerEncoderLayer(
-            cfg,
-            memory,
-            replace=self.pkm_config.pkm_mode == "replace",
-            return_fc=self.return_fc,
-        )
+            replace = self.pkm_config.pkm_mode == "replace"
+            layer = PKMTransformerEncoderLayer(cfg, memory, replace, self.return_fc)
+        else:
+            layer = SlowPathTransformerEncoderLayer(cfg, self.return_fc)
         # As fairseq's own method wraps the layer, which leaves no hook to change its class.
         if cfg.checkpoint_activations:
             layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)

@@ -170,21 +170,20 @@ class ProductKeySearch(nn.Module):
         """
         drop = self.training and self.key_dropout
         search = self._search_kept if drop else product_key_search
-        scores, slots = search(query, subkeys, self.topk)  # (T, H, K) each
-        # A softmax over few, close scores: float32 or better under any dtype of the model.
-        return slots, scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        weights, slots = search(query, subkeys, self.topk, softmax=True)
+        return slots, weights  # (T, H, K) each
 
-    def _search_kept(self, query, subkeys, k):
+    def _search_kept(self, query, subkeys, k, softmax):
         """Does what ``product_key_search`` does, among sub-keys drawn for this pass."""
         n = subkeys.shape[2]
         m = count_kept(n, self.key_dropout)
         kept = torch.rand(subkeys.shape[:3], device=subkeys.device).topk(m).indices  # (H, 2, M)
         head, half = (torch.arange(size, device=kept.device) for size in kept.shape[:2])
         few = subkeys[head.view(-1, 1, 1), half.view(-1, 1), kept]  # (H, 2, M, Q)
-        scores, slots = product_key_search(query, few, k)  # (T, H, K) each
+        found, slots = product_key_search(query, few, k, softmax)  # (T, H, K) each
         # From a slot's number among those of the kept to its number among all.
         first, second = kept.expand(len(slots), -1, -1, -1).unbind(2)  # (T, H, M) each
-        return scores, n * first.gather(2, slots // m) + second.gather(2, slots % m)
+        return found, n * first.gather(2, slots // m) + second.gather(2, slots % m)
 
     def extra_repr(self):
         return f"topk={self.topk}, key_dropout={self.key_dropout}"

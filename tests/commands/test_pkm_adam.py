@@ -2,6 +2,7 @@
 
 import pytest
 
+from pkm_fairseq.ops.gpu import triton_imports
 from tests.commands.commands import (
     OURS,
     assert_same_state,
@@ -33,6 +34,20 @@ def test_dense_it_is_adam(data, tmp_path, mode):
         (tmp_path / "checkpoint_last.pt").unlink()
     for actual, expected in zip(*results):
         assert actual == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.skipif(not triton_imports(), reason="triton is not installed, or too old")
+@pytest.mark.parametrize("grad", ["dense", "sparse"])
+def test_with_the_gpu_kernels_it_learns_the_same(data, tmp_path, grad):
+    # In triton's interpreter, which takes seconds for each update.
+    options = {**OURS, "pkm-grad": grad, "batch-size": 2, "pkm-value-init": "normal"}
+    results = []
+    for name, env in {"eager": {"PKM_KERNELS": "0"}, "triton": {"TRITON_INTERPRET": "1"}}.items():
+        arguments = pretraining(data, tmp_path / name, updates=3, **options)
+        output = run("fairseq-train", *arguments, "--disable-validation", **env)
+        results.append((losses(output), list(map(float, logged(output, "gnorm")))))
+    for actual, expected in zip(*results):
+        assert actual == pytest.approx(expected, abs=2e-3)
 
 
 def test_a_sparse_run_killed_and_resumed_ends_bit_identical(data, tmp_path):

@@ -8,6 +8,7 @@ from fairseq.models.ema.ema import EMA
 from fairseq.nan_detector import NanDetector
 
 from pkm_fairseq.config import PKMConfig
+from pkm_fairseq.optim import LazyAdam
 from tests.models.tiny import TINY, draw_tokens, make_args, make_memory_model, make_model
 from tests.tolerances import assert_close
 
@@ -221,6 +222,25 @@ def test_fairseq_tells_where_a_nan_comes_from(caplog):
         model(draw_tokens(3, 7))[0].sum().backward()
     (where, *_) = (line for line in caplog.messages if line.startswith("NaN detected in output of"))
     assert "layers.1" in where
+
+
+@pytest.mark.parametrize("options", [{"pkm_grad": "sparse"}, {"pkm_mode": "replace"}], ids=str)
+def test_it_computes_the_same_when_torch_compiles_it(options):
+    model = make_memory_model(**options).train()
+    LazyAdam(model.parameters())  # which takes sparse gradients
+    compiled = torch.compile(model, backend="aot_eager")
+    tokens = draw_tokens(2, 9)
+    tokens[0, 6:] = model.encoder.dictionary.pad()
+    results = []
+    for network in (model, compiled, compiled):
+        model.zero_grad()
+        logits, _ = network(tokens)
+        logits.square().sum().backward()
+        grads = [param.grad.to_dense().clone() for param in model.parameters()]
+        results.append([logits.detach(), *grads])
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0]):
+            assert_close(actual, expected)
 
 
 def test_a_copy_of_the_model_reads_its_own_memory():

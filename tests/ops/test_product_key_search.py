@@ -14,7 +14,8 @@ SHAPES = [
     (4, 3, 1, 2, 1),  # one sub-key, one slot
     (0, 2, 8, 4, 2),  # no tokens
     (7, 2, 5, 1, 1),
-    (3, 2, 301, 16, 32),  # many more sub-keys than k
+    (3, 2, 301, 37, 32),  # many more sub-keys than k
+    (2, 1, 80, 4, 70),  # more slots than a program on a GPU holds
 ]
 HALVES = [torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("form")
@@ -69,21 +70,27 @@ def test_under_ties_the_slots_earn_their_scores_and_the_gradients_are_theirs(sha
         assert_close(actual, expected)
 
 
-def check_gradients_in_float32(inputs, scores, slots, upstream):
+def check_gradients_in_float32(inputs, scores, slots, upstream, is_rounded=False):
     wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
     expected = torch.autograd.grad(scores_of(slots, *wide), wide, upstream.float())
     for actual, tensor, exact in zip(
         torch.autograd.grad(scores, inputs, upstream), inputs, expected
     ):
-        assert_close(actual, exact.to(tensor.dtype))
+        assert actual.dtype == tensor.dtype
+        if is_rounded:
+            error = (actual.float() - exact).abs().max() / exact.abs().max()
+            assert error < torch.finfo(tensor.dtype).eps
+        else:
+            assert_close(actual, exact.to(tensor.dtype))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_it_accumulates_the_gradients_of_half_precision_in_float32(dtype):
+def test_it_accumulates_the_gradients_of_half_precision_in_float32(dtype, form):
     inputs, upstream = draw_search(40, 2, 12, 9, 11, dtype=dtype)
     scores, slots = product_key_search(*inputs, 11)
     assert scores.dtype == dtype
-    check_gradients_in_float32(inputs, scores, slots, upstream)
+    # On a GPU the gradient of each sub-key's score is rounded before it is multiplied.
+    check_gradients_in_float32(inputs, scores, slots, upstream, is_rounded=form == "triton")
 
 
 @pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -32,7 +32,7 @@ def draw_history(slots, dim, steps, dtype):
     ]
 
 
-@pytest.mark.parametrize("shape", [(5, 8), (7, 13), (1, 1), (3, 67)])
+@pytest.mark.parametrize("shape", [(5, 8), (7, 13), (1, 1), (3, 67), (2, 1030)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_it_follows_each_rows_history(shape, dtype):
     torch.manual_seed(0)

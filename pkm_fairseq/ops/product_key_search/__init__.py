@@ -1,9 +1,12 @@
 """Exact search for the best slots of a product-key memory, from queries and sub-keys."""
 
+import torch
+
 from .gradients import SlotSearch
 
 
-def product_key_search(query, subkeys, k):
+@torch.compiler.disable  # compiled models run it as it is
+def product_key_search(query, subkeys, k, softmax=False):
     """Finds, for each token and head, the ``k`` best of all ``subkeys ** 2`` slots.
 
     Slot ``i * subkeys + j`` scores the product of the query's first half with sub-key ``i`` of the
@@ -14,6 +17,8 @@ def product_key_search(query, subkeys, k):
             point.
         subkeys: the sub-keys of each head's halves, (heads, 2, subkeys, half-query width).
         k: how many slots to select, from 1 to ``subkeys``.
+        softmax: whether to return the softmax of each head's ``k`` scores in their place, in
+            float32 or better.
 
     Returns:
         The scores of the selected slots, best first, (tokens, heads, k), differentiable, once, in
@@ -35,7 +40,9 @@ def product_key_search(query, subkeys, k):
             "product_key_search takes query (tokens, heads, 2, width) and subkeys "
             f"(heads, 2, subkeys, width), not {tuple(query.shape)} and {tuple(subkeys.shape)}"
         )
-    return SlotSearch.apply(query, subkeys, k)
+    if not 1 <= k <= subkeys.shape[2]:
+        raise ValueError(f"k={k} is not between 1 and the number of sub-keys, {subkeys.shape[2]}")
+    return SlotSearch.apply(query, subkeys, k, softmax)
 
 
 __all__ = ["product_key_search"]

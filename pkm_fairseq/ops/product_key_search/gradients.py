@@ -7,34 +7,53 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..cpu import use_cpu_kernels
+from ..gpu import use_gpu_kernels
 from ..product_key_topk import product_key_topk
 from .eager import eager_search_gradients
 
 # Tokens are handled in pieces of this many scores, so that not all scores are held at once, and
 # on a CPU the memory of one piece serves the next.
 PIECE = 2**22
+# The candidates for more slots do not fit into the registers of a GPU's program.
+MOST_GPU_SLOTS = 64
 
 
 class SlotSearch(torch.autograd.Function):
     """Does what ``product_key_search`` does; its backward pass knows only the selected slots."""
 
     @staticmethod
-    def forward(ctx, query, subkeys, k):
-        step = max(1, PIECE // subkeys[..., 0].numel())
-        found = []
-        for tokens in query.split(step):
-            scores1, scores2 = torch.einsum("thcq,hcnq->cthn", tokens, subkeys)  # (T, H, N) each
-            found.append(product_key_topk(scores1, scores2, k))
-        scores, slots = (torch.cat(pieces) for pieces in zip(*found))  # (T, H, K) each
-        ctx.save_for_backward(query, subkeys, slots)
+    def forward(ctx, query, subkeys, k, softmax):
+        form = search_in_pieces
+        if use_gpu_kernels(query) and use_gpu_kernels(subkeys) and k <= MOST_GPU_SLOTS:
+            from .triton_kernels import kernel_search as form
+        found, slots = form(query, subkeys, k, softmax)  # (T, H, K) each
+        ctx.save_for_backward(query, subkeys, slots, found if softmax else None)
         ctx.mark_non_differentiable(slots)
-        return scores, slots
+        return found, slots
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_scores, _):
-        query, subkeys, slots = ctx.saved_tensors
+    def backward(ctx, grad_found, _):
+        query, subkeys, slots, weights = ctx.saved_tensors
+        if weights is not None:
+            grad_found = weights * (grad_found - (weights * grad_found).sum(-1, keepdim=True))
         form = eager_search_gradients
-        if query.dtype == subkeys.dtype == torch.float32 and use_cpu_kernels(query):
+        if use_gpu_kernels(query) and use_gpu_kernels(subkeys):
+            from .triton_kernels import kernel_search_gradients as form
+        elif query.dtype == subkeys.dtype == torch.float32 and use_cpu_kernels(query):
             from .cpu_kernels import kernel_search_gradients as form
-        return (*form(query, subkeys, slots, grad_scores), None)
+        return (*form(query, subkeys, slots, grad_found), None, None)
+
+
+def search_in_pieces(query, subkeys, k, softmax):
+    """Does what ``product_key_search`` does, a piece of the tokens after the other."""
+    step = max(1, PIECE // subkeys[..., 0].numel())
+    found = []
+    for tokens in query.split(step):
+        scores1, scores2 = torch.einsum("thcq,hcnq->cthn", tokens, subkeys)  # (T, H, N) each
+        found.append(product_key_topk(scores1, scores2, k))
+    scores, slots = (torch.cat(pieces) for pieces in zip(*found))  # (T, H, K) each
+    if softmax:
+        # Over few, close scores: float32 or better under any dtype of the model.
+        scores = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return scores, slots

@@ -3,6 +3,7 @@
 import torch
 
 from ..cpu import use_cpu_kernels, with_huge_pages
+from ..gpu import use_gpu_kernels
 from .eager import eager_row_adam_
 
 
@@ -46,7 +47,9 @@ def row_adam_(values, rows, row_grads, state, *, step, lr, betas, eps, weight_de
     (arXiv 1711.05101), algorithm 2.
     """
     form = eager_row_adam_
-    if values.dtype == row_grads.dtype == torch.float32 and use_cpu_kernels(values):
+    if use_gpu_kernels(values):
+        from .triton_kernels import kernel_row_adam_ as form
+    elif values.dtype == row_grads.dtype == torch.float32 and use_cpu_kernels(values):
         from .cpu_kernels import kernel_row_adam_ as form
     form(values, rows, row_grads, state, step, lr, betas, eps, weight_decay, scale)
 

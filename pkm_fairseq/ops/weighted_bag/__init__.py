@@ -1,5 +1,7 @@
 """Weighted sums of rows of a table."""
 
+import torch
+
 from .gradients import (
     KeptDenseGradient,
     KeptSparseGradient,
@@ -9,6 +11,7 @@ from .gradients import (
 )
 
 
+@torch.compiler.disable  # compiled models run it as it is
 def weighted_bag(values, slots, weights, gradient=dense_gradient):
     """Sums, for each token, the rows of ``values`` it selected, each times its weight.
 

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from pkm_fairseq.workers import count_workers
 
 from ..cpu import use_cpu_kernels, with_huge_pages
+from ..gpu import use_gpu_kernels
 from .eager import eager_touched_row_gradients, weight_gradients
 
 # From this width on our kernel is faster than torch's, which asks for one row at a time.
@@ -23,6 +24,10 @@ class WeightedBag(torch.autograd.Function):
     def forward(ctx, values, slots, weights, gradient):
         ctx.save_for_backward(values, slots, weights)
         ctx.gradient = gradient
+        if use_gpu_kernels(values):
+            from .triton_kernels import kernel_bag
+
+            return kernel_bag(values, slots, weights)
         if values.shape[1] >= WIDE and has_kernels(values):
             from .cpu_kernels import kernel_bag
 
@@ -193,7 +198,9 @@ def touched_row_gradients(values, slots, weights, grad_output, out=None, room=No
         their dtype.
     """
     form = eager_touched_row_gradients
-    if has_kernels(values):
+    if use_gpu_kernels(values):
+        from .triton_kernels import kernel_touched_row_gradients as form
+    elif has_kernels(values):
         from .cpu_kernels import kernel_touched_row_gradients as form
     return form(values, slots, weights, grad_output, out, room)
 
