@@ -157,7 +157,7 @@ def test_value_dropout_drops_numbers_of_the_read():
 
 def draw_kept(memory, seed):
     """The sub-keys that a training pass after ``seed`` reads: two lists for each head."""
-    x = torch.randn(1000, memory.query.in_features).to(memory.subkeys)
+    x = torch.randn(200, memory.query.in_features).to(memory.subkeys)
     torch.manual_seed(seed)
     with observe_reads({0: memory}) as reads:
         memory(x)
