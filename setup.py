@@ -33,6 +33,7 @@ setup(
         "test": [
             "hypothesis",
             "pytest",
+            "pytest-xdist",
             "ruff",
             'triton; platform_system == "Linux" and python_version >= "3.10"',
         ],

@@ -74,6 +74,13 @@ class PKMConfig(FairseqDataclass):
     pkm_query_dropout: float = field(
         default=0.0, metadata={"help": "dropout probability on the queries"}
     )
+    pkm_key_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the sub-keys that each training pass leaves out, whole and for all "
+            "tokens alike, others each time, so that other slots are used too"
+        },
+    )
     pkm_value_dropout: float = field(
         default=0.0, metadata={"help": "dropout probability on what is read from the memory"}
     )
@@ -168,11 +175,14 @@ class PKMConfig(FairseqDataclass):
             key_dim=self.pkm_key_dim,
             value_dim=self.pkm_value_dim,
             query_dropout=self.pkm_query_dropout,
+            key_dropout=self.pkm_key_dropout,
             value_dropout=self.pkm_value_dropout,
         )
 
 
-def check_memory(*, subkeys, heads, topk, key_dim, value_dim, query_dropout, value_dropout):
+def check_memory(
+    *, subkeys, heads, topk, key_dim, value_dim, query_dropout, key_dropout, value_dropout
+):
     """Refuses sizes and probabilities of which no memory can be made.
 
     Raises:
@@ -192,9 +202,30 @@ def check_memory(*, subkeys, heads, topk, key_dim, value_dim, query_dropout, val
         raise ValueError(
             f"key_dim={key_dim} is odd, and a key is made of two halves: make --pkm-key-dim even"
         )
-    for name, p in {"query_dropout": query_dropout, "value_dropout": value_dropout}.items():
+    dropouts = {
+        "query_dropout": query_dropout,
+        "key_dropout": key_dropout,
+        "value_dropout": value_dropout,
+    }
+    for name, p in dropouts.items():
         if not 0 <= p < 1:
             raise ValueError(f"{name}={p} is not in [0, 1): change {flag('pkm_' + name)}")
+    kept = count_kept(subkeys, key_dropout)
+    if kept < topk:
+        raise ValueError(
+            f"key_dropout={key_dropout} keeps {kept} of subkeys={subkeys}, fewer than topk={topk}: "
+            "lower --pkm-key-dropout or --pkm-topk, or raise --pkm-subkeys"
+        )
+    if key_dropout and kept == subkeys:
+        raise ValueError(
+            f"key_dropout={key_dropout} has no effect: it keeps all of subkeys={subkeys}; "
+            "raise --pkm-key-dropout or remove it"
+        )
+
+
+def count_kept(subkeys, key_dropout):
+    """Returns how many of the ``subkeys`` of a half a training pass keeps."""
+    return round(subkeys * (1 - key_dropout))
 
 
 def flag(name):

@@ -1,6 +1,7 @@
-"""The benchmarks run, and stop where layers do not compute the same."""
+"""The benchmarks run, and stop where what they compare does not compute the same."""
 
 import json
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -8,15 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from pkm_fairseq.ops.cpu import numba_imports
+from pkm_fairseq.ops.gpu import triton_imports
+
 SCRIPTS = Path(__file__).parents[1] / "scripts/bench"
-TINY_LAYER = "--tokens 6 4 --subkeys 8 9 --topk 4 --heads 2 --dim 8 --key-dim 6 --repeats 2"
+TINY = "--topk 4 --heads 2 --dim 8 --key-dim 6 --repeats 2"
+TINY_LAYER = f"{TINY} --tokens 6 4 --subkeys 8 9"
+TINY_OPS = f"{TINY} --tokens 6 --subkeys 8"
 TINY_MODELS = (
-    "--inference roberta_base pkm_roberta_base "
-    "--training roberta_base pkm_roberta_base:pkm_grad=sparse:pkm_layers=[2] "
-    "--batch 2 --length 8 --vocabulary 30 --warmups 0 --repeats 1 --set encoder_layers=9 "
+    "--batch 2 --length 8 --vocabulary 30 --repeats 1 --set encoder_layers=9 "
     "encoder_embed_dim=16 encoder_ffn_embed_dim=16 encoder_attention_heads=2 pkm_subkeys=8 "
     "pkm_topk=4 pkm_key_dim=8"
 )
+MODELS = (
+    "--inference roberta_base pkm_roberta_base "
+    "--training roberta_base pkm_roberta_base:pkm_grad=sparse:pkm_layers=[2]"
+)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture
@@ -93,9 +102,95 @@ def test_it_stops_where_an_update_does_not_clip(run, monkeypatch):
 
 
 def test_models_are_measured(run, tmp_path):
-    run("bench_models", [*TINY_MODELS.split(), "--json", tmp_path / "models.json"])
+    run("bench_models", [*MODELS.split(), *TINY_MODELS.split(), "--json", tmp_path / "models.json"])
     record = json.loads((tmp_path / "models.json").read_text())
     assert len(record["results"]) == 4
     assert all(r["words_per_second"][1] > 0 for r in record["results"])
     assert record["table"][0]["measured"] > 0
     assert [r["times_first"] == 1 for r in record["results"]] == [True, False] * 2
+
+
+def test_what_torch_cannot_train_in_bfloat16_is_measured_in_float16(run, monkeypatch, capsys):
+    embedding_bag = torch.nn.functional.embedding_bag
+
+    def without_bfloat16(slots, values, *args, **kwargs):
+        if values.dtype == torch.bfloat16 and torch.is_grad_enabled():
+            raise NotImplementedError("not implemented for 'BFloat16'")
+        return embedding_bag(slots, values, *args, **kwargs)
+
+    monkeypatch.setattr("torch.nn.functional.embedding_bag", without_bfloat16)
+    run("bench_layer", [*TINY_LAYER.split(), "--dtype", "bfloat16"])
+    printed = capsys.readouterr().out
+    assert "textbook is measured in torch.float16: torch cannot train it in bfloat16" in printed
+    assert "ours, dense is" not in printed
+    assert "left out" not in printed.replace("product-key-memory is left out", "")
+
+
+def test_the_table_says_what_was_reached(run, monkeypatch, capsys):
+    goals = import_module("goals")
+    work = goals.Work(tokens=6, dim=8, subkeys=8, heads=2, topk=4, key_dim=6)
+    entries = ((goals.TEXTBOOK, work),), (goals.DENSE, work)
+    table = [
+        goals.Goal("within reach", "at least", 1e-9, "step", *entries),
+        goals.Goal("out of reach", "at most", 1e-9, "forward", *entries),
+    ]
+    monkeypatch.setattr("bench_layer.GOALS", table)
+    run("bench_layer", [*TINY_LAYER.split(), "--table"])
+    reached, missed = capsys.readouterr().out.splitlines()[-2:]
+    assert reached.startswith("within reach (textbook): at least 1e-09, measured ")
+    assert reached.endswith("reached")
+    assert missed.startswith("out of reach (textbook)")
+    assert missed.endswith("MISSED")
+
+
+@pytest.mark.skipif(not numba_imports(), reason="numba is not installed")
+def test_ops_are_measured_beside_a_copy(run, tmp_path):
+    run("bench_ops", [*TINY_OPS.split(), "--json", tmp_path / "ops.json"])
+    results = json.loads((tmp_path / "ops.json").read_text())["results"]
+    assert results["bag backward, dense"]["times_as_long"].keys() == {"torch", "EmbeddingBag"}
+    copy, bag = results["copy of the table"], results["bag"]
+    assert copy["of_copy_bandwidth"] == 1
+    # 6 tokens read 2 heads' 4 rows of 8 numbers, a copy reads and writes 64.
+    bandwidth = 6 * 2 * 4 * 8 * 4 / bag["quartiles_ms"]["kernels"][1] / 1e6
+    assert bag["gb_per_second"] == pytest.approx(bandwidth)
+    bandwidth = 2 * 64 * 8 * 4 / copy["quartiles_ms"]["torch"][1] / 1e6
+    assert copy["gb_per_second"] == pytest.approx(bandwidth)
+
+
+@pytest.mark.skipif(not numba_imports(), reason="numba is not installed")
+def test_it_stops_where_the_kernels_compute_something_else(run, monkeypatch):
+    search = import_module("bench_ops").product_key_search
+
+    def wrong_search(*args, **kwargs):
+        found, slots = search(*args, **kwargs)
+        return (1.001 if os.environ["PKM_KERNELS"] == "1" else 1) * found, slots
+
+    monkeypatch.setattr("bench_ops.product_key_search", wrong_search)
+    with pytest.raises(ValueError, match="search: torch differs from the kernels"):
+        run("bench_ops", TINY_OPS.split())
+
+
+@pytest.mark.skipif(not triton_imports(), reason="triton is not installed")
+def test_figures_of_the_gpu_kernels(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("PKM_KERNELS", "1")
+    options = ["--device", DEVICE, "--dest", tmp_path]
+    # Triton's interpreter would take a minute for the layers.
+    run(
+        "bench_gpu",
+        [*options, "--only", "layer", "models", f"--layer={TINY_OPS}", f"--models={TINY_MODELS}"],
+    )
+    whole = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    run("bench_gpu", [*options, "--only", "ops", f"--ops={TINY_OPS}"])
+    ops = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert [(row["what"].split(",")[0], row["figure"]) for row in [*ops, *whole]] == [
+        ("bag forward", "at least 0.8"),
+        ("bag backward", "at least 0.6"),
+        ("search", "at least 5"),
+        ("layer step", "at least 6"),
+        ("layer step", "at least 6"),
+        ("training", "at least 0.85"),
+        ("training", "at least 2"),
+    ]
+    assert all(row["measured"] > 0 for row in [*ops, *whole])
+    assert os.environ["PKM_KERNELS"] == "1"

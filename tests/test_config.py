@@ -80,6 +80,7 @@ def test_memory_options_without_a_memory_are_refused():
         ({"pkm_layers": [1], "pkm_share_values": True}, "--pkm-share-values has no effect"),
         ({"pkm_layers": [1], "pkm_topk": 600}, "topk=600 exceeds subkeys=512.*--pkm-topk"),
         ({"pkm_layers": [1], "pkm_key_dim": 3}, "key_dim=3 is odd.*--pkm-key-dim"),
+        ({"pkm_layers": [1], "pkm_key_dropout": 0.95}, "keeps 26 of .*lower --pkm-key-dropout"),
         ({"pkm_layers": [1], "pkm_value_dropout": 1.0}, r"\[0, 1\).*--pkm-value-dropout"),
     ],
 )

@@ -15,17 +15,21 @@ ALLOWED = {
     "config": set(),
     "scores": set(),
     "usage": set(),
+    "compiling": set(),
     "workers": set(),
     "monitor": {"usage"},
     "pictures": {"usage"},
     "criterions": {"config"},
     "tasks": {"config", "monitor", "pictures", "scores"},
-    "ops": {"workers"},
-    "modules": {"checkpoint", "config", "ops", "workers"},
+    "ops": {"compiling", "workers"},
+    "modules": {"checkpoint", "compiling", "config", "ops", "workers"},
     "optim": {"ops", "workers"},
     "models": {"checkpoint", "config", "ops", "modules"},
 }
-FAIRSEQ_FREE = {"checkpoint", "monitor", "ops", "pictures", "scores", "usage", "workers"}
+FAIRSEQ_FREE = {
+    *("checkpoint", "compiling", "monitor", "ops"),
+    *("pictures", "scores", "usage", "workers"),
+}
 
 
 def room_of(path):

@@ -61,6 +61,7 @@ class PKMTransformerEncoder(TransformerEncoder):
                 query_norm=config.pkm_query_norm,
                 sync_query_norm=config.pkm_sync_query_norm,
                 query_dropout=config.pkm_query_dropout,
+                key_dropout=config.pkm_key_dropout,
                 value_dropout=config.pkm_value_dropout,
                 value_init=config.pkm_value_init,
                 grad=config.pkm_grad,

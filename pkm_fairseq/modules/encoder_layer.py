@@ -1,10 +1,10 @@
 """The transformer encoder layers of a model with memory."""
 
-import torch
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import nn
 
 from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES
+from pkm_fairseq.compiling import not_compiled
 
 
 class SlowPathTransformerEncoderLayer(TransformerEncoderLayerBase):
@@ -55,7 +55,7 @@ class PKMTransformerEncoderLayer(SlowPathTransformerEncoderLayer):
 
     # torch.compile takes modules that differ in their hooks for the same, and would run this layer
     # as it compiled another. It runs as it is in compiled models.
-    @torch.compiler.disable
+    @not_compiled
     def forward(self, x, encoder_padding_mask, attn_mask=None):
         """Does what fairseq's layer does; shapes as there: ``x`` is (seq_len, batch, embed_dim)."""
         # (batch, seq_len) -> (seq_len, batch)

@@ -1,13 +1,13 @@
 """The memory layer.
 
-T tokens, D input width, H heads, N sub-keys per half, Q half the width of a query, K slots read
-per head, V width of a value.
+T tokens, D input width, H heads, N sub-keys per half, M those of them that a training pass keeps, Q
+half the width of a query, K slots read per head, V width of a value.
 """
 
 import torch
 from torch import nn
 
-from pkm_fairseq.config import PKMConfig, check_memory
+from pkm_fairseq.config import PKMConfig, check_memory, count_kept
 from pkm_fairseq.ops import product_key_search
 
 from .query_norm import build_query_norm
@@ -27,6 +27,7 @@ class ProductKeyMemory(nn.Module):
         query_norm: batch, layer or none.
         sync_query_norm: whether batch takes the statistics of all workers' tokens together.
         query_dropout: dropout probability on the normalised queries.
+        key_dropout: share of the sub-keys that a training pass leaves out.
         value_dropout: dropout probability on the weighted sum of values.
         value_init: normal or zero.
         grad: dense or sparse gradient of the values.
@@ -48,6 +49,7 @@ class ProductKeyMemory(nn.Module):
         query_norm=PKMConfig.pkm_query_norm,
         sync_query_norm=PKMConfig.pkm_sync_query_norm,
         query_dropout=PKMConfig.pkm_query_dropout,
+        key_dropout=PKMConfig.pkm_key_dropout,
         value_dropout=PKMConfig.pkm_value_dropout,
         value_init=PKMConfig.pkm_value_init,
         grad=PKMConfig.pkm_grad,
@@ -61,6 +63,7 @@ class ProductKeyMemory(nn.Module):
             key_dim=key_dim,
             value_dim=value_dim,
             query_dropout=query_dropout,
+            key_dropout=key_dropout,
             value_dropout=value_dropout,
         )
         value_dim = value_dim or input_dim
@@ -75,7 +78,7 @@ class ProductKeyMemory(nn.Module):
         self.query_norm = build_query_norm(query_norm, heads, key_dim, sync_query_norm)
         self.query_dropout = nn.Dropout(query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
-        self.search = ProductKeySearch(topk)
+        self.search = ProductKeySearch(topk, key_dropout)
         self.values = values or ValueTable(slots_total, value_dim, value_init, grad)
         self.value_dropout = nn.Dropout(value_dropout)
         self.output = (
@@ -135,13 +138,24 @@ class ProductKeyMemory(nn.Module):
 class ProductKeySearch(nn.Module):
     """Finds the slots that queries select; a module, so that forward hooks see what is read.
 
+    In training it may leave out whole sub-keys, and so all slots made of them, which forces other
+    slots to be used (structured dropout). Each forward pass draws anew, for each head and half by
+    itself and for all its tokens together, a fixed number of sub-keys to keep. Gradients reach only
+    these. Nothing is rescaled: the weights of the slots found sum to one whatever is left out.
+
+    It draws from torch's generator, as dropout does: what recomputes activations recomputes them
+    with the same sub-keys, and a resumed run draws what an unbroken one would. Each of several
+    workers draws its own; fairseq seeds all alike at each update, so some may coincide.
+
     Args:
         topk: slots each head selects.
+        key_dropout: share of the sub-keys of a half to leave out, 0 for none.
     """
 
-    def __init__(self, topk):
+    def __init__(self, topk, key_dropout=0.0):
         super().__init__()
         self.topk = topk
+        self.key_dropout = key_dropout
 
     def forward(self, query, subkeys):
         """Searches for each head and token by itself.
@@ -154,5 +168,22 @@ class ProductKeySearch(nn.Module):
             The slots, best first, (T, H, K), int64, and their weights, which sum to one for each
             head and token, (T, H, K), in float32 or better.
         """
-        weights, slots = product_key_search(query, subkeys, self.topk, softmax=True)
+        drop = self.training and self.key_dropout
+        search = self._search_kept if drop else product_key_search
+        weights, slots = search(query, subkeys, self.topk, softmax=True)
         return slots, weights  # (T, H, K) each
+
+    def _search_kept(self, query, subkeys, k, softmax):
+        """Does what ``product_key_search`` does, among sub-keys drawn for this pass."""
+        n = subkeys.shape[2]
+        m = count_kept(n, self.key_dropout)
+        kept = torch.rand(subkeys.shape[:3], device=subkeys.device).topk(m).indices  # (H, 2, M)
+        head, half = (torch.arange(size, device=kept.device) for size in kept.shape[:2])
+        few = subkeys[head.view(-1, 1, 1), half.view(-1, 1), kept]  # (H, 2, M, Q)
+        found, slots = product_key_search(query, few, k, softmax)  # (T, H, K) each
+        # From a slot's number among those of the kept to its number among all.
+        first, second = kept.expand(len(slots), -1, -1, -1).unbind(2)  # (T, H, M) each
+        return found, n * first.gather(2, slots // m) + second.gather(2, slots % m)
+
+    def extra_repr(self):
+        return f"topk={self.topk}, key_dropout={self.key_dropout}"

@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @lru_cache(maxsize=None)
 def triton_imports():
-    """Returns whether triton is installed, and new enough for these kernels (3.2)."""
+    """Returns whether triton is installed, and new enough for these kernels (3.3)."""
     try:
         from triton import language
     except ImportError:

@@ -26,20 +26,21 @@ from contestants import (
     Contestant,
     Work,
     check,
+    dtype_of,
     is_installed,
     make_layer,
 )
 from goals import GOALS, KINDS, Result
-from measure import Memory, in_turn, quartiles_ms, write_json
+from measure import DTYPES, Memory, in_turn, print_figures, quartiles_ms, write_json
 from tqdm import tqdm
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WARMUPS = 2
 USABLE_MEMORY = 0.85
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    """Runs the benchmark with command line options; returns its records."""
+    args = parse_args(argv)
     torch.set_num_threads(args.threads)
     works = works_to_sweep(args)
     layers = [layer for layer in args.layers if can_train(layer, works[0].shrunk(), args)]
@@ -53,15 +54,14 @@ def main():
     results = {group: measure(group, args) for group in tqdm(groups)}
     for measured in results.values():
         report(measured)
-    table = [goal.record(results[goal.group(layers)]) for goal in goals]
-    for row in table:
-        measured = ", ".join(f"{value:.3g} ({layer})" for layer, value in row["measured"].items())
-        print(f"{row['what']}: {row['figure']}, measured {measured or 'nothing'}")
+    table = [row for goal in goals for row in goal.figures(results[goal.group(layers)])]
+    print_figures(table)
+    records = [record for measured in results.values() for record in records_of(measured)]
     if args.json:
-        records = [record for measured in results.values() for record in records_of(measured)]
         write_json(args.json, args, results=records, table=table)
     if args.plot:
         plot(args, [results[group] for group in sweep])
+    return records
 
 
 def can_train(layer, work, args):
@@ -69,8 +69,11 @@ def can_train(layer, work, args):
     if not is_installed(layer):
         print(f'{layer} is left out: it is not installed (pip install --editable ".[bench]")')
         return False
+    dtype = dtype_of(layer, DTYPES[args.dtype], args.device)
+    if dtype != DTYPES[args.dtype]:
+        print(f"{layer} is measured in {dtype}: torch cannot train it in {args.dtype}")
     try:
-        Contestant(make_layer(layer, work), work, args.device, DTYPES[args.dtype]).step()
+        Contestant(make_layer(layer, work), work, args.device, dtype).step()
     except RuntimeError as error:
         # Stock torch lacks some operations in some dtypes; anything else is a mistake.
         if "not implemented for" not in str(error):
@@ -130,6 +133,7 @@ def measure_in_turn(entries, args):
             *(seconds[entry, kind] for kind in KINDS),
             step_bytes=step_bytes[entry],
             table_bytes=entry[1].table_bytes(DTYPES[args.dtype]),
+            dtype=str(contestants[entry].x.dtype),
         )
         for entry in entries
     }
@@ -139,7 +143,8 @@ def make_contestant(layer, work, args):
     """Returns a contestant that has run some steps, and the bytes that its next step needs."""
     memory = Memory(args.device)
     before = memory.now()
-    contestant = Contestant(make_layer(layer, work), work, args.device, DTYPES[args.dtype])
+    dtype = dtype_of(layer, DTYPES[args.dtype], args.device)
+    contestant = Contestant(make_layer(layer, work), work, args.device, dtype)
     for number in range(WARMUPS + 1):
         contestant.draw(number)
         contestant.forward()
@@ -161,6 +166,7 @@ def records_of(measured):
             **{f"{kind}_ms": quartiles_ms(getattr(result, kind)) for kind in KINDS},
             "step_bytes": result.step_bytes,
             "table_bytes": result.table_bytes,
+            "dtype": result.dtype,
             "times_faster_than": {
                 other: result.times_faster(measured[other, work])
                 for other in (TEXTBOOK, PYPI)
@@ -231,7 +237,7 @@ def plot(args, sweep):
     figure.savefig(args.plot, dpi=120)
 
 
-def parse_args():
+def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -257,7 +263,7 @@ def parse_args():
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--plot", help="picture of the medians to write, .png")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ inference  the features of the last layer, without gradients, in evaluation mode
 training   fairseq's masked language model loss on 15 % of the tokens, backward, clipping to norm 1,
            optimizer, clearing of the gradients
 
-All train with pkm_adam, which is torch's fused AdamW but for sparse gradients. A model is an
-architecture, which options may follow: pkm_roberta_base:pkm_grad=sparse.
+All train with pkm_adam, which is torch's fused AdamW but for sparse gradients, and in bfloat16 as
+with --memory-efficient-bf16. A model is an architecture, which options may follow:
+pkm_roberta_base:pkm_grad=sparse.
 """
 
 import argparse
@@ -16,7 +17,15 @@ from ast import literal_eval
 
 import torch
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
-from measure import in_turn, median_ratio, quartiles_ms, write_json
+from measure import (
+    DTYPES,
+    figure,
+    in_turn,
+    median_ratio,
+    print_figures,
+    quartiles_ms,
+    write_json,
+)
 from roberta import make_model, make_task
 
 from pkm_fairseq.optim import PKMAdam, PKMAdamConfig
@@ -24,16 +33,18 @@ from pkm_fairseq.optim import PKMAdam, PKMAdamConfig
 MASKED = 0.15
 MAX_NORM = 1.0
 BASE, LARGE, MEMORY = "roberta_base", "roberta_large", "pkm_roberta_base"
-# The README's table: kind, model, the model it is measured against, its speed as a multiple.
+# Kind, model, the model it is measured against, its speed as a multiple.
 FIGURES = (
     ("inference", MEMORY, BASE, 0.88),
     ("inference", MEMORY, LARGE, 2.5),
     ("training", MEMORY, BASE, 0.85),
+    ("training", MEMORY, LARGE, 2.0),
 )
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    """Runs the benchmark with command line options; returns its figures."""
+    args = parse_args(argv)
     torch.set_num_threads(args.threads)
     task = make_task(args.vocabulary, args.length)
     runners = {
@@ -47,7 +58,6 @@ def main():
         for runner in runners.values():
             runner.sample = sample
 
-    in_turn(works, args.warmups, args.device, draw)
     seconds = in_turn(works, args.repeats, args.device, draw)
     firsts = {"inference": args.inference[:1], "training": args.training[:1]}
     records = [record_of(work, seconds, firsts, args) for work in works]
@@ -57,11 +67,11 @@ def main():
             f"{record['kind']:10}{record['model']:26}{median:9.0f} words/s ({slow:.0f}-{fast:.0f})"
             f"   step {record['milliseconds'][1]:.0f} ms"
         )
-    table = [record_of_figure(figure, seconds) for figure in FIGURES]
-    for row in filter(None, table):
-        print(f"{row['what']}: {row['figure']}, measured {row['measured']:.3f}")
+    table = figures_of(seconds)
+    print_figures(table)
     if args.json:
-        write_json(args.json, args, results=records, table=[*filter(None, table)])
+        write_json(args.json, args, results=records, table=table)
+    return table
 
 
 class Runner:
@@ -70,7 +80,7 @@ class Runner:
     def __init__(self, name, task, args):
         arch, *options = name.split(":")
         options = {**dict(args.set), **dict(map(option, options))}
-        self.model = make_model(arch, task, **options).to(args.device)
+        self.model = make_model(arch, task, **options).to(args.device, DTYPES[args.dtype])
         self.criterion = MaskedLmLoss(MaskedLmConfig(tpu=False), task)
         if name in args.training:
             config = PKMAdamConfig(lr=[1e-4], adam_betas=(0.9, 0.98), amp=False)
@@ -121,18 +131,16 @@ def record_of(work, seconds, firsts, args):
     }
 
 
-def record_of_figure(figure, seconds):
-    """Returns a row of the table, None if its models were not measured."""
-    kind, name, other, value = figure
-    if (kind, name) not in seconds or (kind, other) not in seconds:
-        return None
-    measured = median_ratio(seconds[kind, other], seconds[kind, name])
-    return {
-        "what": f"{kind}, words/s of {name} against {other}",
-        "figure": f"at least {value:g}",
-        "measured": measured,
-        "reached": measured >= value,
-    }
+def figures_of(seconds):
+    """Returns the figures whose models were measured."""
+    return [
+        figure(
+            *(f"{kind}, words/s of {name} against {other}", "at least", value),
+            median_ratio(seconds[kind, other], seconds[kind, name]),
+        )
+        for kind, name, other, value in FIGURES
+        if (kind, name) in seconds and (kind, other) in seconds
+    ]
 
 
 def option(text):
@@ -144,7 +152,7 @@ def option(text):
         return name, value
 
 
-def parse_args():
+def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -155,7 +163,6 @@ def parse_args():
         "batch": 8,
         "length": 256,
         "vocabulary": 50265,
-        "warmups": 1,
         "repeats": 7,
         "threads": torch.get_num_threads(),
     }.items():
@@ -169,8 +176,9 @@ def parse_args():
         help="options of all models, as pkm_subkeys=1024 or encoder_layers=2",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
     parser.add_argument("--json", help="file to write the results to")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import List, Tuple
 
 from contestants import DENSE, PYPI, SPARSE, TEXTBOOK, Work
-from measure import median_ratio
+from measure import figure, median_ratio
 
 KINDS = ("forward", "step")
 
@@ -17,6 +17,7 @@ class Result:
     step: List[float]
     step_bytes: int
     table_bytes: int
+    dtype: str
 
     def times_faster(self, other):
         return {kind: median_ratio(getattr(other, kind), getattr(self, kind)) for kind in KINDS}
@@ -43,26 +44,20 @@ class Goal:
             return tuple((layer, self.base[1]) for layer in layers)
         return tuple(entry for entry in entries if entry[0] in layers)
 
-    def record(self, results):
-        """Returns the goal beside what was measured, as far as there are results."""
-        measured = {}
-        for entry in self.entries:
-            if entry not in results or self.base not in results:
-                continue
-            result, base = results[entry], results[self.base]
-            measured[entry[0]] = (
-                result.step_bytes / result.table_bytes
-                if self.kind == "memory"
-                else base.times_faster(result)[self.kind]
-            )
-        sign = 1 if self.bound == "at least" else -1
-        reached = all(sign * value >= sign * self.value for value in measured.values())
-        return {
-            "what": self.what,
-            "figure": f"{self.bound} {self.value:g}",
-            "measured": measured,
-            "reached": reached if len(measured) == len(self.entries) else None,
-        }
+    def figures(self, results):
+        """Returns the goal beside what was measured, for each of its entries."""
+        return [
+            figure(f"{self.what} ({entry[0]})", self.bound, self.value, self._of(entry, results))
+            for entry in self.entries
+        ]
+
+    def _of(self, entry, results):
+        if entry not in results or self.base not in results:
+            return None
+        result, base = results[entry], results[self.base]
+        if self.kind == "memory":
+            return result.step_bytes / result.table_bytes
+        return base.times_faster(result)[self.kind]
 
 
 BASE = Work(tokens=2048, dim=768, subkeys=512)

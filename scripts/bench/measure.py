@@ -1,4 +1,4 @@
-"""What the benchmarks share: works timed in turn, peak memory, and the record of a run."""
+"""What the benchmarks share: works timed in turn, peak memory, figures, the record of a run."""
 
 import ctypes
 import gc
@@ -15,6 +15,11 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Many times what a GPU's cache holds.
+CLEARED_BYTES = 2**30
+# Below it, all numbers are rounding: a bias before a BatchNorm has no gradient.
+FLOOR = 1e-2
 PACKAGES = ("torch", "numpy", "numba", "triton", "fairseq", "fairseq-fixed", "product-key-memory")
 
 
@@ -44,17 +49,62 @@ def in_turn(works, repeats, device="cpu", before_round=None):
 
 
 def timed(work, device="cpu"):
-    """Returns the seconds that a work takes."""
-    synchronize(device)
-    start = time.perf_counter()
+    """Returns the seconds that a work takes; on a GPU, from when the GPU begins it."""
+    if torch.device(device).type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # This empties the cache of the GPU, and keeps it busy while Python starts the work.
+    torch.empty(CLEARED_BYTES, dtype=torch.int8, device=device).zero_()
+    start.record()
     work()
-    synchronize(device)
-    return time.perf_counter() - start
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
-def synchronize(device):
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+def compare(what, result, other, tolerance):
+    """Refuses a result that differs from another, beyond the tolerance times its largest number.
+
+    Raises:
+        ValueError: if so, beginning with ``what``.
+    """
+    if result.shape != other.shape:
+        raise ValueError(f"{what}, by shape: {tuple(result.shape)} and {tuple(other.shape)}")
+    largest = other.abs().max().item()
+    difference = (result.to(torch.float32) - other.to(torch.float32)).abs().max().item()
+    exact = not other.is_floating_point()
+    if not (torch.equal(result, other) if exact else difference <= tolerance * max(largest, FLOOR)):
+        raise ValueError(f"{what}, by {difference:.1e} where the largest number is {largest:.1e}")
+
+
+def figure(what, bound, value, measured):
+    """Returns a figure that is to be reached beside what was measured, None for nothing.
+
+    Args:
+        what: what is measured.
+        bound: "at least" or "at most".
+        value: the figure.
+        measured: the same, measured.
+    """
+    sign = 1 if bound == "at least" else -1
+    return {
+        "what": what,
+        "figure": f"{bound} {value:g}",
+        "measured": measured,
+        "reached": None if measured is None else sign * measured >= sign * value,
+    }
+
+
+def print_figures(figures):
+    """Prints a line for each figure: target, measured, and whether it was reached."""
+    for row in figures:
+        print(f"{row['what']}: {row['figure']}, ", end="")
+        if row["measured"] is None:
+            print("not measured")
+        else:
+            print(f"measured {row['measured']:.3g}: {'reached' if row['reached'] else 'MISSED'}")
 
 
 def quartiles_ms(seconds):
@@ -98,6 +148,8 @@ class Memory:
     def available(self):
         """Returns the bytes that can still be had."""
         if self.cuda:
+            gc.collect()
+            torch.cuda.empty_cache()
             return torch.cuda.mem_get_info()[0]
         return self._kib(Path("/proc/meminfo"), "MemAvailable")
 

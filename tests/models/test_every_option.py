@@ -28,7 +28,7 @@ CHOICES = {
 }
 SWITCHES = [name for name, kind in OPTIONS.items() if kind is bool]
 SIZES = ["pkm_subkeys", "pkm_heads", "pkm_topk", "pkm_key_dim", "pkm_value_dim"]
-DROPOUTS = ["pkm_query_dropout", "pkm_value_dropout"]
+DROPOUTS = ["pkm_query_dropout", "pkm_key_dropout", "pkm_value_dropout"]
 ROBERTA = {
     "encoder_normalize_before": st.booleans(),
     "layernorm_embedding": st.booleans(),
@@ -50,6 +50,7 @@ BAD = [
     *[(name, bad) for name in SIZES for bad in BAD_SIZES],
     *[(name, bad) for name in DROPOUTS for bad in (1, -0.1, float("nan"), float("inf"), "a")],
     ("pkm_key_dim", 3),
+    *[("pkm_key_dropout", bad) for bad in (0.01, 0.9)],
     ("pkm_top_k", 3),
 ]
 
@@ -58,14 +59,16 @@ BAD = [
 def options(draw):
     """Options each of which can be; some cannot be together."""
     subkeys = draw(st.integers(1, 12))
+    topk = draw(st.integers(1, subkeys))
     memory = {
         "pkm_layers": st.lists(st.integers(0, TINY["encoder_layers"] - 1), unique=True),
         "pkm_subkeys": st.just(subkeys),
-        "pkm_topk": st.integers(1, subkeys),
+        "pkm_topk": st.just(topk),
         "pkm_heads": st.integers(1, 3),
         "pkm_key_dim": st.integers(1, 4).map(lambda half: 2 * half),
         "pkm_value_dim": st.none() | st.integers(1, 20),
         **dict.fromkeys(DROPOUTS, st.sampled_from([0, 0.5])),
+        "pkm_key_dropout": st.sampled_from([0, 0.5, 1 - topk / subkeys]),
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
         **dict.fromkeys(SWITCHES, st.booleans()),
     }

@@ -146,6 +146,7 @@ def test_the_memories_keep_their_own_initialisation():
         {"pkm_value_dim": 6},
         {"pkm_share_values": True, "pkm_layers": [0, 2]},
         {"pkm_query_dropout": 0.1, "pkm_value_dropout": 0.1},
+        {"pkm_key_dropout": 0.5, "pkm_share_values": True, "pkm_layers": [0, 2]},
     ],
     ids=lambda options: ",".join(options),
 )
@@ -164,10 +165,13 @@ def test_every_part_of_it_learns_under_robertas_own_flags(options, mode):
         assert memory.query.weight.grad.any()
 
 
-def test_activation_checkpointing_changes_no_gradient_and_no_statistic():
+@pytest.mark.parametrize("dropout", [0, 0.25])
+def test_activation_checkpointing_changes_no_gradient_and_no_statistic(dropout):
     results = []
     for checkpoint_activations in (False, True):
-        model = make_memory_model(checkpoint_activations=checkpoint_activations)
+        model = make_memory_model(
+            checkpoint_activations=checkpoint_activations, pkm_key_dropout=dropout
+        )
         for _ in range(2):
             model(draw_tokens(3, 7))[0].square().sum().backward()
         results.append((dict(model.named_parameters()), dict(model.named_buffers())))

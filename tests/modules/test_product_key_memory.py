@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pkm_fairseq.modules import ProductKeyMemory, ValueTable
+from pkm_fairseq.monitor import observe_reads
 from tests.tolerances import assert_close
 
 OPTIONS = [
@@ -28,8 +29,11 @@ def make_memory(input_dim=12, **options):
     return memory
 
 
-def naive_read(memory, tokens):
-    """The layer as the paper defines it, token by token and head by head, over all slots."""
+def naive_read(memory, tokens, kept=None):
+    """The layer as the paper defines it, token by token and head by head, over all slots.
+
+    ``kept`` may give the sub-keys of each head's halves that alone are there.
+    """
     heads, _, subkeys, half = memory.subkeys.shape
     projected = tokens @ memory.query.weight.T + memory.query.bias
     norm = memory.query_norm
@@ -47,8 +51,9 @@ def naive_read(memory, tokens):
                 query = (query - query.mean()) / (query.var(unbiased=False) + norm.eps).sqrt()
                 query = query * norm.weight + norm.bias
             scores = {}
-            for i in range(subkeys):
-                for j in range(subkeys):
+            first, second = kept[head] if kept else (range(subkeys), range(subkeys))
+            for i in first:
+                for j in second:
                     key = torch.cat((memory.subkeys[head, 0, i], memory.subkeys[head, 1, j]))
                     scores[i * subkeys + j] = query @ key
             best = sorted(scores, key=scores.get, reverse=True)[: memory.search.topk]
@@ -150,6 +155,75 @@ def test_value_dropout_drops_numbers_of_the_read():
     assert (read == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
+def draw_kept(memory, seed):
+    """The sub-keys that a training pass after ``seed`` reads: two lists for each head."""
+    x = torch.randn(200, memory.query.in_features).to(memory.subkeys)
+    torch.manual_seed(seed)
+    with observe_reads({0: memory}) as reads:
+        memory(x)
+    ((slots, _),) = reads[0]  # (T, H, K)
+    n = memory.subkeys.shape[2]
+    return [
+        [half.unique().tolist() for half in (of_head // n, of_head % n)]
+        for of_head in slots.unbind(1)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dropout", [0.25, 0.5, 0.7])
+def test_key_dropout_trains_the_memory_of_the_sub_keys_it_keeps(form, dropout, dtype):
+    memory = make_memory(subkeys=11, key_dropout=dropout, query_norm="layer").to(dtype)
+    kept = draw_kept(memory, seed=5)
+    sizes = {len(half) for of_head in kept for half in of_head}
+    assert sizes == {{0.25: 8, 0.5: 6, 0.7: 3}[dropout]}
+    x = torch.randn(5, 12, dtype=dtype, requires_grad=True)
+    torch.manual_seed(5)
+    actual = memory(x)
+    expected = naive_read(memory, x, kept)
+    assert_close(actual, expected)
+    names = ["x", *dict(memory.named_parameters())]
+    pairs = zip(gradients_of(memory, x, actual), gradients_of(memory, x, expected))
+    for name, (ours, theirs) in zip(names, pairs):
+        assert_close(ours, theirs, lambda text, name=name: f"gradient of {name}: {text}")
+    learning = gradients_of(memory, x, memory(x))[names.index("subkeys")].any(-1)  # (H, 2, N)
+    assert learning.sum(-1).max() <= max(sizes)
+
+
+def test_key_dropout_draws_anew_for_each_pass_head_and_half_and_each_sub_key_alike():
+    memory = make_memory(subkeys=8, topk=6, key_dropout=0.25)
+    passes = [draw_kept(memory, seed) for seed in range(200)]
+    assert draw_kept(memory, 0) == passes[0]
+    halves = [half for of_pass in passes for of_head in of_pass for half in of_head]
+    assert {len(half) for half in halves} == {6}
+    # Two draws of 6 of 8 agree once in 28 times.
+    for one, other in ((0, 1), (0, 2), (1, 2), (0, 4)):
+        together = [a == b for a, b in zip(halves[one::4], halves[other::4])]
+        assert sum(together) < 0.1 * len(together)
+    times = torch.tensor([number for half in halves for number in half]).bincount()
+    assert (times / len(halves) - 0.75).abs().max() < 0.06
+
+
+def test_without_key_dropout_and_in_evaluation_nothing_is_drawn():
+    x = torch.randn(5, 12, dtype=torch.float64)
+    for memory in (make_memory(), make_memory(key_dropout=0.5).eval()):
+        before = torch.get_rng_state()
+        assert_close(memory(x), naive_read(memory, x))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_key_dropout_makes_a_token_read_other_slots():
+    memories = [make_memory(subkeys=8, key_dropout=p, query_norm="layer") for p in (0, 0.5)]
+    x = torch.randn(1, 12, dtype=torch.float64)
+    used = []
+    for memory in memories:
+        with observe_reads({0: memory}) as reads:
+            for _ in range(100):
+                memory(x)
+        used.append(len(torch.cat([slots for slots, _ in reads[0]]).unique()))
+    assert used[0] <= 6  # 3 for each head
+    assert used[1] > 5 * used[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_softmax_and_the_query_statistics_keep_float32_in_a_half_model(dtype, monkeypatch):
     memory = make_memory().to(dtype)
@@ -203,6 +277,12 @@ def test_memories_can_share_their_values():
         ({"key_dim": 0}, "key_dim=0 must be at least 1.*--pkm-key-dim"),
         ({"value_dim": 0}, "value_dim=0 must be at least 1.*--pkm-value-dim"),
         ({"query_dropout": 1.0}, r"query_dropout=1.0 is not in \[0, 1\).*--pkm-query-dropout"),
+        ({"key_dropout": 1.0}, r"key_dropout=1.0 is not in \[0, 1\).*--pkm-key-dropout"),
+        (
+            {"key_dropout": 0.6},
+            "key_dropout=0.6 keeps 2 of subkeys=6, fewer than topk=3: lower --pkm-key-dropout",
+        ),
+        ({"key_dropout": 0.05}, "key_dropout=0.05 has no effect.*raise --pkm-key-dropout"),
         ({"value_dropout": -0.1}, r"value_dropout=-0.1 is not in \[0, 1\)"),
         ({"value_dropout": float("nan")}, r"value_dropout=nan is not in \[0, 1\)"),
         ({"query_norm": "group"}, "query_norm=group.*--pkm-query-norm"),

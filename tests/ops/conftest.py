@@ -1,31 +1,6 @@
 import pytest
 import torch
 
-from pkm_fairseq.ops.cpu import numba_imports
-from pkm_fairseq.ops.gpu import triton_imports
-
-IMPORTS = {"numba": numba_imports, "triton": triton_imports}
-
-
-@pytest.fixture(params=["torch", "numba", "triton"])
-def form(request, monkeypatch):
-    """Runs a test on plain torch operations, on the CPU kernels and on the GPU kernels.
-
-    The latter run on a GPU where there is one, and in triton's interpreter elsewhere.
-    """
-    form = request.param
-    if form in IMPORTS and not IMPORTS[form]():
-        pytest.skip(f"{form} is not installed, or too old")
-    monkeypatch.setenv("PKM_KERNELS", "0" if form == "torch" else "1")
-    if form != "triton":
-        yield form
-    elif torch.cuda.is_available():
-        with torch.device("cuda"):
-            yield form
-    else:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        yield form
-
 
 @pytest.fixture
 def with_threads(form):

@@ -1,11 +1,11 @@
 """Exact search for the best slots of a product-key memory, from queries and sub-keys."""
 
-import torch
+from pkm_fairseq.compiling import not_compiled
 
 from .gradients import SlotSearch
 
 
-@torch.compiler.disable  # compiled models run it as it is
+@not_compiled
 def product_key_search(query, subkeys, k, softmax=False):
     """Finds, for each token and head, the ``k`` best of all ``subkeys ** 2`` slots.
 

@@ -2,11 +2,13 @@
 
 import torch
 
+from pkm_fairseq.compiling import not_compiled
+
 from ..cpu import use_cpu_kernels
 from .eager import eager_product_key_topk
 
 
-@torch.compiler.disable  # compiled models run it as it is
+@not_compiled
 def product_key_topk(scores1, scores2, k):
     """Finds the ``k`` best of all ``subkeys ** 2`` slots, given the scores of their two halves.
 

@@ -66,11 +66,11 @@ def lower_bound(keys, k):
     """
     groups = 2 * k
     bound = np.int32(-(2**31))
-    if len(keys) < 2 * groups:
+    if len(keys) <= groups:
         return bound
     maxima = keys[:groups].copy()
-    for start in range(groups, len(keys) - groups + 1, groups):
-        for group in range(groups):
+    for start in range(groups, len(keys), groups):
+        for group in range(min(groups, len(keys) - start)):
             maxima[group] = max(maxima[group], keys[start + group])
     for maximum in maxima:
         reached = np.int32(0)

@@ -1,6 +1,6 @@
 """Weighted sums of rows of a table."""
 
-import torch
+from pkm_fairseq.compiling import not_compiled
 
 from .gradients import (
     KeptDenseGradient,
@@ -11,7 +11,7 @@ from .gradients import (
 )
 
 
-@torch.compiler.disable  # compiled models run it as it is
+@not_compiled
 def weighted_bag(values, slots, weights, gradient=dense_gradient):
     """Sums, for each token, the rows of ``values`` it selected, each times its weight.
 
