@@ -60,7 +60,7 @@ def main():
         query, subkeys = torch.zeros(2, 4, 2, 128), torch.zeros(4, 2, 512, 128)
         query, subkeys = query.to(dtype), subkeys.to(dtype)
         _, slots = kernel_search(query, subkeys, 32, softmax=True)
-        kernel_search_gradients(query, subkeys, slots % 512**2, torch.zeros(2, 4, 32))
+        kernel_search_gradients(query, subkeys, slots % 512**2, torch.zeros(2, 4, 32), dtype)
 
 
 if __name__ == "__main__":

@@ -128,3 +128,14 @@ def test_the_result_does_not_depend_on_the_number_of_threads(with_threads):
 
     for one, many in zip(*with_threads(move)):
         assert torch.equal(one, many)
+
+
+def test_a_table_and_its_rows_may_lie_anywhere_in_memory():
+    torch.manual_seed(0)
+    values, grads = torch.randn(6, 4), torch.randn(2, 4)
+    rows = torch.arange(6)[1:5:2]
+    results = []
+    for table, touched in ((values.clone(), rows.clone()), (values.t().contiguous().t(), rows)):
+        row_adam_(table, touched, grads, new_row_state(table), step=1, **ADAM)
+        results.append(table)
+    assert_close(results[1], results[0])

@@ -3,6 +3,8 @@
 T tokens, H heads, N sub-keys per half, Q half the width of a query, K slots to select.
 """
 
+from functools import partial
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -15,7 +17,7 @@ from .eager import eager_search_gradients
 # on a CPU the memory of one piece serves the next.
 PIECE = 2**22
 # The candidates for more slots do not fit into the registers of a GPU's program.
-MOST_GPU_SLOTS = 64
+MOST_GPU_SLOTS = 48
 
 
 class SlotSearch(torch.autograd.Function):
@@ -24,8 +26,11 @@ class SlotSearch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, subkeys, k, softmax):
         form = search_in_pieces
-        if use_gpu_kernels(query) and use_gpu_kernels(subkeys) and k <= MOST_GPU_SLOTS:
+        if fits_gpu_kernels(query, subkeys, k):
+            from .triton_kernels import dtype_of_product
             from .triton_kernels import kernel_search as form
+
+            ctx.dtype = dtype_of_product(query, subkeys)
         found, slots = form(query, subkeys, k, softmax)  # (T, H, K) each
         ctx.save_for_backward(query, subkeys, slots, found if softmax else None)
         ctx.mark_non_differentiable(slots)
@@ -38,11 +43,18 @@ class SlotSearch(torch.autograd.Function):
         if weights is not None:
             grad_found = weights * (grad_found - (weights * grad_found).sum(-1, keepdim=True))
         form = eager_search_gradients
-        if use_gpu_kernels(query) and use_gpu_kernels(subkeys):
-            from .triton_kernels import kernel_search_gradients as form
+        if fits_gpu_kernels(query, subkeys, slots.shape[2]):
+            from .triton_kernels import kernel_search_gradients
+
+            form = partial(kernel_search_gradients, dtype=ctx.dtype)
         elif query.dtype == subkeys.dtype == torch.float32 and use_cpu_kernels(query):
             from .cpu_kernels import kernel_search_gradients as form
         return (*form(query, subkeys, slots, grad_found), None, None)
+
+
+def fits_gpu_kernels(query, subkeys, k):
+    """Returns whether the GPU kernels serve a search."""
+    return use_gpu_kernels(query) and use_gpu_kernels(subkeys) and k <= MOST_GPU_SLOTS
 
 
 def search_in_pieces(query, subkeys, k, softmax):

@@ -17,7 +17,7 @@ from ..product_key_topk.eager import candidate_pairs
 # Queries of a program, the fewest that tensor cores multiply; sub-keys compared at a time; bytes of
 # each that are read at a time.
 QUERIES = 16
-SUBKEYS = 128
+MOST_SUBKEYS = 128
 WIDTH_BYTES = 128
 # Score gradients that are written out at a time.
 PIECE = 2**27
@@ -42,14 +42,13 @@ def kernel_search(query, subkeys, k, softmax):
     places = power_of_two(k, least=2)
     if is_interpreted():  # triton's interpreter multiplies bfloat16 as if it were whole numbers
         query, subkeys = query.float(), subkeys.float()
-    tensor_float = query.is_cuda and torch.backends.cuda.matmul.allow_tf32
     if tokens:
         with torch.cuda.device_of(query):
             find_slots[triton.cdiv(tokens, QUERIES), heads](
                 query,
                 subkeys,
-                ranks1.contiguous(),
-                ranks2.contiguous(),
+                ranks1,
+                ranks2,
                 found,
                 slots,
                 tokens,
@@ -59,12 +58,13 @@ def kernel_search(query, subkeys, k, softmax):
                 N=n,
                 Q=width,
                 QUERIES=QUERIES,
-                SUBKEYS=power_of_two(min(n, SUBKEYS), least=max(16, places)),
+                SUBKEYS=power_of_two(min(n, MOST_SUBKEYS), least=max(16, places)),
                 WIDTH=power_of_two(min(width, WIDTH_BYTES // query.element_size()), least=16),
                 PLACES=places,
                 CANDIDATES=power_of_two(len(ranks1), least=places),
-                PRECISION="tf32" if tensor_float else "ieee",
+                PRECISION="tf32" if multiplies_in_tf32() else "ieee",
                 SOFTMAX=softmax,
+                num_warps=4 if places <= 32 else 8,
             )
     return found, slots
 
@@ -76,7 +76,17 @@ def dtype_of_product(query, subkeys):
     return torch.promote_types(query.dtype, subkeys.dtype)
 
 
-@triton.jit
+def multiplies_in_tf32():
+    """Returns whether torch was told to multiply float32 on a GPU with fewer digits."""
+    matmul = torch.backends.cuda.matmul
+    # Once the setting of newer torches is used, the older one cannot be read.
+    if hasattr(matmul, "fp32_precision"):
+        return matmul.fp32_precision == "tf32"
+    return matmul.allow_tf32
+
+
+# With another number of tokens at each step, it would be compiled again in the midst of a training.
+@triton.jit(do_not_specialize=["tokens"])
 def find_slots(
     query,
     subkeys,
@@ -198,14 +208,13 @@ def place_of(pair):
     return (pair & 0xFFFFFFFF) ^ LAST_PLACE
 
 
-def kernel_search_gradients(query, subkeys, slots, grad_scores):
+def kernel_search_gradients(query, subkeys, slots, grad_scores, dtype):
     """Returns the gradients of ``query`` and ``subkeys``, given those of the scores, (T, H, K).
 
-    Sub-keys are few, and each is selected often: products of whole matrices are faster here than
-    sums over the selected ones.
+    Some hundred sub-keys are each selected often: products of whole matrices, in ``dtype``, move
+    fewer bytes than sums over the selected ones.
     """
     heads, _, n, _ = subkeys.shape
-    dtype = torch.promote_types(query.dtype, subkeys.dtype)
     keys = subkeys.to(dtype)
     grad_query = torch.empty_like(query)
     grad_subkeys = torch.zeros_like(subkeys, dtype=torch.float32)
@@ -222,7 +231,7 @@ def kernel_search_gradients(query, subkeys, slots, grad_scores):
                 found.shape[2],
                 N=n,
                 PLACES=power_of_two(found.shape[2]),
-                SUBKEYS=power_of_two(min(n, SUBKEYS)),
+                SUBKEYS=power_of_two(min(n, MOST_SUBKEYS)),
             )
         grad_query[piece] = torch.einsum("thcn,hcnq->thcq", spread, keys)
         grad_subkeys += torch.einsum("thcn,thcq->hcnq", spread, queries)
@@ -246,7 +255,7 @@ def spread_gradients(
     slot = tl.load(slots + row * k + place, mask=is_found, other=0)
     grad = tl.load(grad_scores + row * k + place, mask=is_found, other=0).to(tl.float32)
     for half in tl.static_range(2):
-        chosen = slot // N if half == 0 else slot % N
+        chosen = (slot // N if half == 0 else slot % N).to(tl.int32)
         for first in range(0, N, SUBKEYS):
             subkey = first + tl.arange(0, SUBKEYS)
             mine = tl.where(chosen[:, None] == subkey[None, :], grad[:, None], 0)

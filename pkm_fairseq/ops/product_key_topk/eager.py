@@ -17,7 +17,7 @@ def candidate_pairs(k, device):
     k of them is never needed: of the 1,024 pairs at k = 32, 119 remain.
     """
     pairs = [(i, j) for i in range(k) for j in range(k // (i + 1))]
-    return torch.tensor(pairs, device=device).unbind(1)
+    return torch.tensor(pairs, device=device).t().contiguous().unbind()
 
 
 def eager_product_key_topk(scores1, scores2, k):

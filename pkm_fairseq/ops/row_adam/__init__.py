@@ -47,7 +47,7 @@ def row_adam_(values, rows, row_grads, state, *, step, lr, betas, eps, weight_de
     (arXiv 1711.05101), algorithm 2.
     """
     form = eager_row_adam_
-    if use_gpu_kernels(values):
+    if use_gpu_kernels(values) and values.is_contiguous():
         from .triton_kernels import kernel_row_adam_ as form
     elif values.dtype == row_grads.dtype == torch.float32 and use_cpu_kernels(values):
         from .cpu_kernels import kernel_row_adam_ as form

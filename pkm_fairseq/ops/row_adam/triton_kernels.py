@@ -19,15 +19,16 @@ def kernel_row_adam_(values, rows, row_grads, state, step, lr, betas, eps, weigh
     dim = values.shape[1]
     if not rows.numel() or not dim:
         return
-    scale = torch.as_tensor(scale, dtype=torch.float32, device=values.device)
+    if not torch.is_tensor(scale):
+        scale = torch.full((), scale, device=values.device)  # does not wait for the GPU
     with torch.cuda.device_of(values):
         move[len(rows),](
             values,
-            rows,
+            rows.contiguous(),
             row_grads.contiguous(),
             *(state[name] for name in ("exp_avg", "exp_avg_sq")),
             *(state[name] for name in ("avg_weight", "avg_sq_weight", "row_step")),
-            scale,
+            scale.float(),
             step,
             *(math.log2(beta) if beta else -math.inf for beta in betas),
             *(1 - beta for beta in betas),
@@ -81,7 +82,7 @@ def move(
         tl.store(exp_avg + place, mean, mask=in_row)
         tl.store(exp_avg_sq + place, mean_sq, mask=in_row)
         tl.store(values + place, value, mask=in_row)
-    # Every thread has read them: the programs of a row are one.
+    # Only after every thread has read the row's state may it change.
     tl.debug_barrier()
     tl.store(avg_weight + row, weight1)
     tl.store(avg_sq_weight + row, weight2)

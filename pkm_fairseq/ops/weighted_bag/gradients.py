@@ -47,7 +47,7 @@ class WeightedBag(torch.autograd.Function):
 
 def dense_gradient(values, slots, weights, grad_output):
     """Returns the gradient of the values, a new table, (S, D), and that of the weights, (T, n)."""
-    grad_values = torch.zeros_like(values)
+    grad_values = torch.zeros_like(values, memory_format=torch.contiguous_format)
     _, _, grad_weights = touched_row_gradients(values, slots, weights, grad_output, out=grad_values)
     return grad_values, grad_weights
 
@@ -198,7 +198,8 @@ def touched_row_gradients(values, slots, weights, grad_output, out=None, room=No
         their dtype.
     """
     form = eager_touched_row_gradients
-    if use_gpu_kernels(values):
+    written = room if out is None else out
+    if use_gpu_kernels(values) and (written is None or written.is_contiguous()):
         from .triton_kernels import kernel_touched_row_gradients as form
     elif has_kernels(values):
         from .cpu_kernels import kernel_touched_row_gradients as form

@@ -88,7 +88,9 @@ def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None, 
     rows, ends = rows.long(), counts.cumsum(0)
     pieces = (counts + PIECE - 1) // PIECE  # (R,)
     first_pieces = pieces.cumsum(0) - pieces
-    row_of_piece = torch.repeat_interleave(pieces)  # (P,)
+    # The GPU is asked, and waited for, once.
+    pieces_total, split_total = torch.stack((pieces.sum(), (pieces > 1).sum())).tolist()
+    row_of_piece = torch.repeat_interleave(pieces, output_size=pieces_total)  # (P,)
 
     gradients = out
     if out is None:
@@ -97,20 +99,20 @@ def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None, 
     columns = power_of_two(min(dim, MOST_COLUMNS))
     blocks = triton.cdiv(dim, columns)
     products = weights.new_empty(blocks, weights.numel(), dtype=torch.float32)
-    # A row in 1 + e pieces takes that many of the 2 * e places that are here for it.
-    places = 2 * (len(row_of_piece) - len(rows))
+    # What the pieces of split rows sum; 2 * (pieces - 1) places are enough for each of them.
+    places = 2 * (pieces_total - len(rows))
     partial_sums = values.new_empty(places, dim, dtype=torch.float32)
-    where = (rows, counts, ends, first_pieces)
+    of_rows = (rows, counts, ends, first_pieces)
     options = {"BY_SLOT": out is not None, "PIECE": PIECE, "COLUMNS": columns}
     if len(rows):
         with torch.cuda.device_of(values):
-            sum_and_multiply[len(row_of_piece), blocks](
+            sum_and_multiply[pieces_total, blocks](
                 values,
                 weights,
                 grad_output,
                 accesses,
                 row_of_piece,
-                *where,
+                *of_rows,
                 gradients,
                 partial_sums,
                 products,
@@ -120,10 +122,10 @@ def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None, 
                 ACCESSES=min(PIECE, max(1, TILE // columns)),
                 **options,
             )
-            split = (pieces > 1).nonzero().squeeze(1)
-            if len(split):
-                add_pieces[len(split), blocks](
-                    split, *where, partial_sums, gradients, dim, **options
+            if split_total:
+                split = (pieces > 1).nonzero().squeeze(1)
+                add_pieces[split_total, blocks](
+                    split, *of_rows, partial_sums, gradients, dim, **options
                 )
     grad_weights = products.sum(0).view(weights.shape).to(weights.dtype)
     return rows, gradients if out is None else None, grad_weights
