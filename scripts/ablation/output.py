@@ -25,7 +25,7 @@ def write_results(results, dest):
 
 
 def make_table(results):
-    """Returns the table in Markdown: a line for each row, with medians over its seeds."""
+    """Returns the table in Markdown, with medians over seeds; what lacks a seed is left empty."""
     tasks = [*results["settings"]["finetuning"]["tasks"]]
     columns = {
         "row": lambda name, row: f"({name}) {row['title']}",
@@ -44,9 +44,12 @@ def make_table(results):
         columns[f"{task}: drift"] = lambda name, row, task=task: _tuned(row, task, "drift", ".3f")
     columns["words/s"] = lambda name, row: _number(_speed(row, "words_per_second"), ".0f")
     columns["ratio"] = lambda name, row: _number(_speed(row, "times_first"), ".2f")
+    done = {name: row for name, row in results["rows"].items() if all(row["runs"].values())}
     lines = [[*columns], ["---"] * len(columns)]
-    lines += [[make(*row) for make in columns.values()] for row in results["rows"].items()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines += [[make(*row) for make in columns.values()] for row in done.items()]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    missing = ", ".join(name for name in results["rows"] if name not in done)
+    return table + (f"\nNot run: {missing}.\n" if missing else "")
 
 
 def draw(results):
@@ -76,6 +79,10 @@ def _valid(row, name, form=".3f"):
 
 
 def _tuned(row, task, name, form):
+    """Writes the median over finetunings, once all of them are done."""
+    tuned = [run["finetuning"].get(task, {name: {}, "steps": {}}) for run in row["runs"].values()]
+    if any(len(of_run[name]) < len(of_run["steps"]) for of_run in tuned):
+        return ""
     return _number(median(row["runs"], "finetuning", task, name), form)
 
 
