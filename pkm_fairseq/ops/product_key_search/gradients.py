@@ -26,11 +26,12 @@ class SlotSearch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, subkeys, k, softmax):
         form = search_in_pieces
-        if fits_gpu_kernels(query, subkeys, k):
+        ctx.gpu_dtype = None
+        if use_gpu_kernels(query) and use_gpu_kernels(subkeys) and k <= MOST_GPU_SLOTS:
             from .triton_kernels import dtype_of_product
             from .triton_kernels import kernel_search as form
 
-            ctx.dtype = dtype_of_product(query, subkeys)
+            ctx.gpu_dtype = dtype_of_product(query, subkeys)
         found, slots = form(query, subkeys, k, softmax)  # (T, H, K) each
         ctx.save_for_backward(query, subkeys, slots, found if softmax else None)
         ctx.mark_non_differentiable(slots)
@@ -43,18 +44,13 @@ class SlotSearch(torch.autograd.Function):
         if weights is not None:
             grad_found = weights * (grad_found - (weights * grad_found).sum(-1, keepdim=True))
         form = eager_search_gradients
-        if fits_gpu_kernels(query, subkeys, slots.shape[2]):
+        if ctx.gpu_dtype is not None:
             from .triton_kernels import kernel_search_gradients
 
-            form = partial(kernel_search_gradients, dtype=ctx.dtype)
+            form = partial(kernel_search_gradients, dtype=ctx.gpu_dtype)
         elif query.dtype == subkeys.dtype == torch.float32 and use_cpu_kernels(query):
             from .cpu_kernels import kernel_search_gradients as form
         return (*form(query, subkeys, slots, grad_found), None, None)
-
-
-def fits_gpu_kernels(query, subkeys, k):
-    """Returns whether the GPU kernels serve a search."""
-    return use_gpu_kernels(query) and use_gpu_kernels(subkeys) and k <= MOST_GPU_SLOTS
 
 
 def search_in_pieces(query, subkeys, k, softmax):
