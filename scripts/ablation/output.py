@@ -1,13 +1,13 @@
 """Writes the results of an ablation as JSON, as a table and as a picture."""
 
-import io
 import json
+import statistics
 
 from matplotlib.figure import Figure
 from results import median
 from runner import write_whole
 
-from pkm_fairseq.report.render import HISTORY
+from pkm_fairseq.report.render import HISTORY, as_png
 
 PICTURE = ("ppl", "pkm_top1_usage", "pkm_topk_usage", "pkm_kl", "pkm_stale_top1", "pkm_drift")
 COLOURS, STYLES = 10, ("-", "--", ":", "-.")
@@ -17,9 +17,7 @@ def write_results(results, dest):
     """Writes results.json, results.md and results.png, each whole or not at all."""
     write_whole(dest / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_whole(dest / "results.md", make_table(results).encode())
-    picture = io.BytesIO()
-    draw(results).savefig(picture, format="png")
-    write_whole(dest / "results.png", picture.getvalue())
+    write_whole(dest / "results.png", as_png(draw(results)))
     for ending in ("json", "md", "png"):
         print(f"wrote {dest / f'results.{ending}'}")
 
@@ -88,12 +86,9 @@ def _tuned(row, task, name, form):
 
 def _last(row, name):
     """Returns the median over runs of what was logged last."""
-    last = {
-        seed: run["history"][name][-1][1]
-        for seed, run in row["runs"].items()
-        if run and run["history"].get(name)
-    }
-    return median({None: {"last": last}}, "last")
+    histories = [run["history"].get(name) for run in row["runs"].values()]
+    last = [history[-1][1] for history in histories if history]
+    return statistics.median(last) if last else None
 
 
 def _speed(row, name):

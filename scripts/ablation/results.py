@@ -13,7 +13,7 @@ from steps import ROOT, glue_config
 from pkm_fairseq.report.history import read_history
 
 sys.path.insert(1, str(ROOT / "scripts" / "bench"))
-from measure import describe_machine  # noqa: E402
+from measure import describe_machine  # noqa: E402 - after the above
 
 # What is kept of what was logged over training: figures of all memories together.
 HISTORY = re.compile(r"ppl|pkm_(?!l\d)\w+")

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 # Scripts are run by their path, which puts only their own folder on Python's.
 sys.path.insert(1, str(Path(__file__).parents[1] / "glue"))
-from glue_tasks import TASKS  # noqa: E402
+from glue_tasks import TASKS  # noqa: E402 - after the above
 
 
 @dataclass
@@ -75,9 +75,6 @@ class Settings:
         row = self.rows[name]
         memory = dict(self.memory) if row.memory else {"pkm_layers": []}
         return {**self.model, **memory, **row.model}
-
-    def has_memory(self, name):
-        return self.rows[name].memory
 
 
 def read_settings(path, overrides):

@@ -78,7 +78,7 @@ class Steps:
                 for task in tasks:
                     seeds = self.settings.finetuning.seeds
                     steps += [self.finetuning(name, seed, task, number) for number in seeds]
-                    if self.settings.has_memory(name):
+                    if self.settings.rows[name].memory:
                         steps.append(self.drift(name, seed, task))
         return steps
 
@@ -129,7 +129,7 @@ class Steps:
         if row.start_from:
             needs.append(f"{row.start_from}.{seed}")
             # What has no memory yet gets a fresh one; what has one keeps it.
-            keeps = settings.has_memory(row.start_from)
+            keeps = settings.rows[row.start_from].memory
             option = "finetune_from_model" if keeps else "pkm_init_from"
             options[option] = self._checkpoint(needs[-1])
         return Step(
