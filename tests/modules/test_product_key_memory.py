@@ -17,6 +17,21 @@ OPTIONS = [
     {"subkeys": 7, "topk": 7, "heads": 1},
     {"subkeys": 13, "topk": 6, "heads": 3, "key_dim": 10, "value_dim": 9},
 ]
+# The later forms of the memory, each by itself and with others.
+LATER_FORMS = [
+    {"gate": "silu"},
+    {"gate": "silu", "value_dim": 5},
+    {"gate": "sigmoid"},
+    {"score": "cosine"},
+    {"score": "cosine", "query_norm": "none", "key_dim": 6},
+    {"weights": "relu"},
+    {"weights": "sigmoid"},
+    {"heads_merge": "concat"},
+    {"heads_merge": "concat", "heads": 5, "value_dim": 3},
+    {"heads_merge": "concat", "gate": "silu", "score": "cosine", "weights": "relu"},
+    {"heads_merge": "concat", "gate": "sigmoid", "score": "cosine", "weights": "sigmoid"},
+    {"gate": "silu", "weights": "relu", "query_norm": "layer", "grad": "sparse"},
+]
 
 
 def make_memory(input_dim=12, **options):
@@ -26,6 +41,10 @@ def make_memory(input_dim=12, **options):
     # Norm weights that are not 1 and 0, and statistics that are not those of a new norm.
     for name, tensor in [*memory.query_norm.named_parameters(), *memory.query_norm.named_buffers()]:
         tensor.data = 0.5 + torch.rand_like(tensor) if "bias" not in name else tensor + 0.1
+    # Gates and temperatures as after some training.
+    for part in (memory.gate, memory.search.cosine):
+        for parameter in part.parameters() if part else ():
+            parameter.data += 0.3 * torch.randn_like(parameter)
     return memory
 
 
@@ -42,47 +61,84 @@ def naive_read(memory, tokens, kept=None):
         mean = projected.mean(0) if batch else norm.running_mean
         var = projected.var(0, unbiased=False) if batch else norm.running_var
         projected = (projected - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
+    weigh = {
+        "softmax": lambda scores: scores.softmax(0),
+        "relu": lambda scores: scores.clamp(min=0),
+        "sigmoid": lambda scores: 1 / (1 + (-scores).exp()),
+    }[memory.search.weights]
+    cosine = memory.search.cosine
     outputs = []
-    for token in projected:
-        output = 0
+    for token, projected_token in zip(tokens, projected):
+        reads = []
         for head in range(heads):
-            query = token[head * 2 * half : (head + 1) * 2 * half]
+            query = projected_token[head * 2 * half : (head + 1) * 2 * half]
             if isinstance(norm, torch.nn.LayerNorm):
                 query = (query - query.mean()) / (query.var(unbiased=False) + norm.eps).sqrt()
                 query = query * norm.weight + norm.bias
+            if cosine:
+                temperature = (half / 3) ** 0.5 * cosine.log_temperature[head].exp()
             scores = {}
             first, second = kept[head] if kept else (range(subkeys), range(subkeys))
             for i in first:
                 for j in second:
                     key = torch.cat((memory.subkeys[head, 0, i], memory.subkeys[head, 1, j]))
-                    scores[i * subkeys + j] = query @ key
+                    if cosine:
+                        both = zip(query.split(half), key.split(half))
+                        scores[i * subkeys + j] = temperature * sum(cos(q, c) for q, c in both)
+                    else:
+                        scores[i * subkeys + j] = query @ key
             best = sorted(scores, key=scores.get, reverse=True)[: memory.search.topk]
-            weights = torch.stack([scores[slot] for slot in best]).softmax(0)
-            output = output + sum(w * memory.values.weight[s] for w, s in zip(weights, best))
-        outputs.append(memory.output(output))
+            weights = weigh(torch.stack([scores[slot] for slot in best]))
+            reads.append(sum(w * memory.values.weight[s] for w, s in zip(weights, best)))
+        read = torch.cat(reads) if memory.concat else sum(reads)
+        if memory.gate:
+            gate = memory.gate.projection.weight @ token
+            if memory.gate.projection.bias is None:
+                read = read * gate / (1 + (-gate).exp())
+            else:
+                read = read / (1 + (-gate - memory.gate.projection.bias).exp())
+        outputs.append(memory.output(read))
     return torch.stack(outputs)
+
+
+def cos(a, b):
+    """The cosine of two vectors, 0 of a vector of no length."""
+    return a @ b / ((a @ a + 1e-6) * (b @ b + 1e-6)).sqrt()
 
 
 def gradients_of(memory, x, output):
     upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-    return torch.autograd.grad(output, [x, *memory.parameters()], upstream)
+    gradients = torch.autograd.grad(output, [x, *memory.parameters()], upstream)
+    return [gradient.to_dense() for gradient in gradients]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+def assert_naive(memory, x, actual, kept=None):
+    """Compares an output and all its gradients with the naive memory's."""
+    expected = naive_read(memory, x, kept)
+    assert_close(actual, expected)
+    names = ["x", *dict(memory.named_parameters())]
+    pairs = zip(gradients_of(memory, x, actual), gradients_of(memory, x, expected))
+    for name, (ours, theirs) in zip(names, pairs):
+        assert_close(ours, theirs, lambda text, name=name: f"gradient of {name}: {text}")
+
+
+@pytest.mark.parametrize("options", OPTIONS + LATER_FORMS)
 @pytest.mark.parametrize("training", [True, False])
 def test_it_matches_the_naive_memory_in_output_and_every_gradient(options, training):
     memory = make_memory(**options).train(training)
     x = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
-    expected = naive_read(memory, x)
-    expected_gradients = gradients_of(memory, x, expected)
-    actual = memory(x)
-    assert_close(actual, expected)
-    names = ["x", *dict(memory.named_parameters())]
-    for name, ours, theirs in zip(names, gradients_of(memory, x, actual), expected_gradients):
-        assert_close(ours, theirs, lambda text, name=name: f"gradient of {name}: {text}")
+    assert_naive(memory, x, memory(x))
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", LATER_FORMS)
+def test_every_form_matches_the_naive_memory_on_every_kernel_path(form, options):
+    input_dim = options.get("heads", 2) * 6
+    memory = make_memory(input_dim, **options).float()
+    x = torch.randn(4, input_dim, requires_grad=True)
+    assert_naive(memory, x, memory(x))
+
+
+@pytest.mark.parametrize("options", OPTIONS + LATER_FORMS[:-1])
 def test_it_passes_gradcheck(options):
     memory = make_memory(**options)
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
@@ -178,13 +234,8 @@ def test_key_dropout_trains_the_memory_of_the_sub_keys_it_keeps(form, dropout, d
     assert sizes == {{0.25: 8, 0.5: 6, 0.7: 3}[dropout]}
     x = torch.randn(5, 12, dtype=dtype, requires_grad=True)
     torch.manual_seed(5)
-    actual = memory(x)
-    expected = naive_read(memory, x, kept)
-    assert_close(actual, expected)
+    assert_naive(memory, x, memory(x), kept)
     names = ["x", *dict(memory.named_parameters())]
-    pairs = zip(gradients_of(memory, x, actual), gradients_of(memory, x, expected))
-    for name, (ours, theirs) in zip(names, pairs):
-        assert_close(ours, theirs, lambda text, name=name: f"gradient of {name}: {text}")
     learning = gradients_of(memory, x, memory(x))[names.index("subkeys")].any(-1)  # (H, 2, N)
     assert learning.sum(-1).max() <= max(sizes)
 
