@@ -18,6 +18,7 @@ OPTIONS = [
     {"subkeys": 13, "topk": 6, "heads": 3, "key_dim": 10, "value_dim": 9},
 ]
 # The later forms of the memory, each by itself and with others.
+ALL_FORMS = {"heads_merge": "concat", "gate": "silu", "score": "cosine", "weights": "relu"}
 LATER_FORMS = [
     {"gate": "silu"},
     {"gate": "silu", "value_dim": 5},
@@ -28,7 +29,7 @@ LATER_FORMS = [
     {"weights": "sigmoid"},
     {"heads_merge": "concat"},
     {"heads_merge": "concat", "heads": 5, "value_dim": 3},
-    {"heads_merge": "concat", "gate": "silu", "score": "cosine", "weights": "relu"},
+    ALL_FORMS,
     {"heads_merge": "concat", "gate": "sigmoid", "score": "cosine", "weights": "sigmoid"},
     {"gate": "silu", "weights": "relu", "query_norm": "layer", "grad": "sparse"},
 ]
@@ -150,9 +151,11 @@ def test_it_passes_gradcheck(options):
     assert torch.autograd.gradcheck(read, (x, *memory.parameters()))
 
 
-@pytest.mark.parametrize("query_norm", ["batch", "layer", "none"])
-def test_padding_changes_nothing_for_the_real_tokens(query_norm):
-    memory = make_memory(query_norm=query_norm)
+@pytest.mark.parametrize(
+    "options", [{"query_norm": "batch"}, {"query_norm": "layer"}, {"query_norm": "none"}, ALL_FORMS]
+)
+def test_padding_changes_nothing_for_the_real_tokens(options):
+    memory = make_memory(**options)
     unpadded = copy.deepcopy(memory)
     x = torch.randn(4, 3, 12, dtype=torch.float64)
     padding = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
@@ -168,10 +171,12 @@ def test_padding_changes_nothing_for_the_real_tokens(query_norm):
     assert torch.equal(ours[0][padding], torch.zeros(6, 12, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("query_norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize(
+    "options", [{"query_norm": "batch"}, {"query_norm": "layer"}, {"query_norm": "none"}, ALL_FORMS]
+)
 @pytest.mark.parametrize("training", [True, False])
-def test_no_tokens_and_nothing_but_padding_read_nothing(query_norm, training):
-    memory = make_memory(query_norm=query_norm).train(training)
+def test_no_tokens_and_nothing_but_padding_read_nothing(options, training):
+    memory = make_memory(**options).train(training)
     before = {name: buffer.clone() for name, buffer in memory.named_buffers()}
     assert memory(torch.zeros(0, 3, 12, dtype=torch.float64)).shape == (0, 3, 12)
     x = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
@@ -291,6 +296,61 @@ def test_the_softmax_and_the_query_statistics_keep_float32_in_a_half_model(dtype
     assert memory.query_norm.running_mean.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [ALL_FORMS, {**ALL_FORMS, "gate": "sigmoid", "weights": "sigmoid"}]
+)
+def test_in_half_precision_the_later_forms_read_as_in_full(form, options, dtype):
+    memory = make_memory(query_norm="none", **options).to(dtype)
+    exact = copy.deepcopy(memory).double()
+    x = torch.randn(20, 12, dtype=dtype, requires_grad=True)
+    with observe_reads({0: memory, 1: exact}) as reads:
+        output, expected = memory(x), exact(x.double())
+    output.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in memory.parameters())
+    ((slots, weights),), ((exact_slots, exact_weights),) = reads.values()
+    assert output.dtype == dtype
+    assert weights.dtype == torch.float32
+    same = (slots == exact_slots).flatten(1).all(1)  # (T,), whose order no rounding has changed
+    assert same.sum() > 10
+    error = {"rtol": 0, "atol": 16 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(weights[same].double(), exact_weights[same], **error)
+    torch.testing.assert_close(output[same].double(), expected[same], **error)
+
+
+def test_cosines_are_of_length_one_whatever_the_lengths_and_a_zero_vector_scores_zero():
+    memory = make_memory(score="cosine", weights="sigmoid", query_norm="none", query_dropout=0.5)
+    temperature = (4 / 3) ** 0.5 * memory.search.cosine.log_temperature.exp()  # (H,)
+    query = torch.randn(7, 2, 2, 4, dtype=torch.float64)
+    query[0] = 0
+    query.requires_grad_()
+    for scale in (0.1, 1e4):
+        slots, weights = memory.search(query * scale, memory.subkeys * scale)
+        scores = weights.logit()
+        assert_close(scores[0], torch.zeros_like(scores[0]))
+        assert (scores.abs() <= 2 * temperature.unsqueeze(1)).all()
+        expected = memory.search(query, memory.subkeys)
+        assert torch.equal(slots[1:], expected[0][1:])
+        torch.testing.assert_close(weights, expected[1], rtol=1e-3, atol=0)
+    (gradient,) = torch.autograd.grad(weights.sum(), query)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"heads_merge": "concat", "gate": "silu"}])
+def test_relu_reads_nothing_where_no_score_is_positive(options):
+    memory = make_memory(weights="relu", **options)
+    memory.subkeys.data.abs_()
+    query = -torch.rand(3, 2, 2, 4, dtype=torch.float64)
+    _, weights = memory.search(query, memory.subkeys)
+    assert not weights.any()
+    memory._query = lambda tokens: query
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    output = memory(x)
+    assert torch.equal(output, torch.zeros_like(output))
+    output.sum().backward()
+    assert not memory.values.weight.grad.any()
+
+
 def test_new_parameters_have_the_scale_the_paper_gives_them():
     torch.manual_seed(0)
     memory = ProductKeyMemory(64, subkeys=32, key_dim=48, value_dim=100, topk=8)
@@ -301,8 +361,38 @@ def test_new_parameters_have_the_scale_the_paper_gives_them():
     assert not ProductKeyMemory(64, subkeys=8, topk=2, value_init="zero").values.weight.any()
 
 
+def test_new_memories_read_at_one_scale_whatever_the_weights_scores_and_merge():
+    # (512, 64), as a LayerNorm leaves tokens
+    tokens = torch.nn.functional.layer_norm(torch.randn(512, 64), (64,))
+
+    def scale_of_read(**options):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return ProductKeyMemory(64, subkeys=64, **options)(tokens).std().item()
+
+    usual = scale_of_read()
+    assert scale_of_read(score="cosine") == pytest.approx(usual, rel=0.05)
+    assert scale_of_read(heads_merge="concat") == pytest.approx(usual, rel=0.05)
+    assert scale_of_read(gate="sigmoid") == pytest.approx(0.88 * usual, rel=0.01)
+    assert scale_of_read(gate="silu") == pytest.approx(0.6 * usual, rel=0.05)
+    for score in ("dot", "cosine"):
+        assert scale_of_read(score=score, weights="sigmoid") == pytest.approx(0.9 * usual, rel=0.1)
+        assert 2 < scale_of_read(score=score, weights="relu") / usual < 3.5
+
+
+@pytest.mark.parametrize("options", LATER_FORMS[:-1])
+def test_a_memory_of_values_zero_reads_zero(options):
+    memory = ProductKeyMemory(20, subkeys=8, topk=3, value_init="zero", **options)
+    output = memory(torch.randn(9, 20))
+    assert torch.equal(output, torch.zeros_like(output))
+
+
 def test_without_other_wishes_it_is_the_memory_of_the_paper():
     memory = ProductKeyMemory(16)
+    assert list(memory.state_dict()) == [  # what checkpoints have held from the beginning
+        *("subkeys", "query.weight", "query.bias", "query_norm.weight", "query_norm.bias"),
+        *("query_norm.running_mean", "query_norm.running_var", "values.weight"),
+    ]
     assert memory.subkeys.shape == (4, 2, 512, 128)
     assert memory.values.weight.shape == (262_144, 16)
     assert memory.search.topk == 32
@@ -310,9 +400,12 @@ def test_without_other_wishes_it_is_the_memory_of_the_paper():
 
 
 def test_memories_can_share_their_values():
+    for width, merge in ((12, "sum"), (3, "concat")):
+        table = ValueTable(36, width, "normal")
+        options = {"subkeys": 6, "topk": 2, "heads_merge": merge, "values": table}
+        memories = [ProductKeyMemory(12, **options) for _ in range(2)]
+        assert memories[0].values.weight is memories[1].values.weight
     table = ValueTable(36, 12, "normal")
-    memories = [ProductKeyMemory(12, subkeys=6, topk=2, values=table) for _ in range(2)]
-    assert memories[0].values.weight is memories[1].values.weight
     with pytest.raises(ValueError, match=r"\(36, 12\).*\(49, 12\)"):
         ProductKeyMemory(12, subkeys=7, topk=2, values=table)
 
@@ -338,6 +431,15 @@ def test_memories_can_share_their_values():
         ({"value_dropout": float("nan")}, r"value_dropout=nan is not in \[0, 1\)"),
         ({"query_norm": "group"}, "query_norm=group.*--pkm-query-norm"),
         ({"value_init": "one"}, "value_init=one.*--pkm-value-init"),
+        ({"score": "l2"}, "score=l2 is not dot or cosine: change --pkm-score"),
+        ({"weights": "gelu"}, "weights=gelu is not softmax or relu or sigmoid.*--pkm-weights"),
+        ({"heads_merge": "max"}, "heads_merge=max is not sum or concat: change --pkm-heads-merge"),
+        ({"gate": "tanh"}, "gate=tanh is not none or silu or sigmoid: change --pkm-gate"),
+        ({"heads_merge": "concat", "heads": 1}, "concat has no effect with one head.*--pkm-heads"),
+        (
+            {"heads_merge": "concat", "heads": 5},
+            "the width 12 cannot be divided among heads=5: give --pkm-value-dim",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_to_change(options, message):
