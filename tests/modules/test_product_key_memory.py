@@ -362,7 +362,8 @@ def test_new_parameters_have_the_scale_the_paper_gives_them():
 
 
 def test_new_memories_read_at_one_scale_whatever_the_weights_scores_and_merge():
-    # (512, 64), as a LayerNorm leaves tokens
+    torch.manual_seed(1)
+    # As a LayerNorm leaves tokens.
     tokens = torch.nn.functional.layer_norm(torch.randn(512, 64), (64,))
 
     def scale_of_read(**options):
@@ -373,11 +374,13 @@ def test_new_memories_read_at_one_scale_whatever_the_weights_scores_and_merge():
     usual = scale_of_read()
     assert scale_of_read(score="cosine") == pytest.approx(usual, rel=0.05)
     assert scale_of_read(heads_merge="concat") == pytest.approx(usual, rel=0.05)
-    assert scale_of_read(gate="sigmoid") == pytest.approx(0.88 * usual, rel=0.01)
+    assert scale_of_read(gate="sigmoid") == pytest.approx(0.88 * usual, rel=0.05)
     assert scale_of_read(gate="silu") == pytest.approx(0.6 * usual, rel=0.05)
     for score in ("dot", "cosine"):
-        assert scale_of_read(score=score, weights="sigmoid") == pytest.approx(0.9 * usual, rel=0.1)
-        assert 2 < scale_of_read(score=score, weights="relu") / usual < 3.5
+        assert scale_of_read(score=score, weights="sigmoid") == pytest.approx(
+            0.87 * usual, rel=0.05
+        )
+        assert scale_of_read(score=score, weights="relu") == pytest.approx(2.13 * usual, rel=0.05)
 
 
 @pytest.mark.parametrize("options", LATER_FORMS[:-1])
