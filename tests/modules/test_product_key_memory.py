@@ -377,10 +377,9 @@ def test_new_memories_read_at_one_scale_whatever_the_weights_scores_and_merge():
     assert scale_of_read(gate="sigmoid") == pytest.approx(0.88 * usual, rel=0.05)
     assert scale_of_read(gate="silu") == pytest.approx(0.6 * usual, rel=0.05)
     for score in ("dot", "cosine"):
-        assert scale_of_read(score=score, weights="sigmoid") == pytest.approx(
-            0.87 * usual, rel=0.05
-        )
-        assert scale_of_read(score=score, weights="relu") == pytest.approx(2.13 * usual, rel=0.05)
+        for weights, ratio in (("sigmoid", 0.87), ("relu", 2.13)):
+            scale = scale_of_read(score=score, weights=weights)
+            assert scale == pytest.approx(ratio * usual, rel=0.05)
 
 
 @pytest.mark.parametrize("options", LATER_FORMS[:-1])
