@@ -12,7 +12,7 @@ import math
 import torch
 
 WEIGHT_UNITS = 2**24
-MOST_WEIGHT = 2**15  # what softmax and sigmoid stay far below, and relu in a model that learns
+MOST_WEIGHT = 2**15  # of a read; what relu gives a model that diverges could overflow
 WEIGHT_SHARES = (50, 90, 99)
 
 

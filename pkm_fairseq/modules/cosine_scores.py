@@ -12,10 +12,13 @@ class CosineScores(nn.Module):
 
     A slot then scores the sum of two cosines, one for each half, times a temperature that its head
     learns (the qk-normalisation of Berges et al. 2024, arXiv 2412.09764, section 3). The
-    temperature is positive, as the exponential of what is learned. It begins at sqrt(Q / 3): the
-    cosine of two random vectors varies by 1 / Q, so the score of a slot by 2 / 3, as the dot
-    product of a normalised query with a new key does. The softmax of the best begins as with dot
-    products, in which it is nearly flat over few slots, and sharpens as the temperature grows.
+    temperature is positive, as the exponential of what is learned.
+
+    It begins at sqrt(Q / 3). The cosine of two random vectors has the variance 1 / Q, so the score
+    of a slot has 2 / 3, as the dot product of a normalised query with a new key: the best slots
+    begin with about the same weights as with dot products, nearly equal ones. Halves that come to
+    point where the query does score up to 2 sqrt(Q / 3), 13 for keys of 256 numbers, which is
+    enough to take all of the weight.
 
     Args:
         heads: queries per token.

@@ -4,12 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fairseq.dataclass.configs import EMAConfig
+from fairseq.models import build_model
 from fairseq.models.ema.ema import EMA
 from fairseq.nan_detector import NanDetector
 
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.optim import LazyAdam
-from tests.models.tiny import TINY, draw_tokens, make_args, make_memory_model, make_model
+from tests.models.tiny import (
+    TINY,
+    TINY_MEMORY,
+    draw_tokens,
+    make_args,
+    make_memory_model,
+    make_model,
+    make_task,
+)
 from tests.tolerances import assert_close
 
 PAD = 1
@@ -400,6 +409,15 @@ def test_architectures_are_robertas_with_memory_in_the_middle(arch, layers, embe
     assert getattr(args, "pkm_layers", None) == memory
     assert make_args(arch, pkm_layers=[1]).pkm_layers == [1]
     assert make_args(arch, pkm_layers=[]).pkm_layers == []
+
+
+def test_a_checkpoint_from_before_the_later_forms_comes_back_as_it_was():
+    model, args = make_memory_model().eval(), make_args(**TINY, **TINY_MEMORY)
+    assert not ALL_FORMS.keys() & vars(args).keys()
+    loaded = build_model(args, make_task()).eval()
+    loaded.load_state_dict(model.state_dict())
+    tokens = draw_tokens(3, 7)
+    assert torch.equal(loaded(tokens)[0], model(tokens)[0])
 
 
 def test_every_option_goes_into_the_checkpoint():
