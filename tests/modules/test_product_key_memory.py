@@ -334,6 +334,9 @@ def test_cosines_are_of_length_one_whatever_the_lengths_and_a_zero_vector_scores
         torch.testing.assert_close(weights, expected[1], rtol=1e-3, atol=0)
     (gradient,) = torch.autograd.grad(weights.sum(), query)
     assert gradient.isfinite().all()
+    # The square of such a length is no number of half precision.
+    _, weights = memory.half().search(300 * query.half(), memory.subkeys)
+    torch.testing.assert_close(weights.double(), expected[1], rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"heads_merge": "concat", "gate": "silu"}])
