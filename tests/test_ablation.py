@@ -87,6 +87,13 @@ def options_of(step):
     return {name: value for name, value in pairs if name.startswith("--")}
 
 
+def test_models_take_as_many_tokens_as_a_sample_has_or_as_is_said():
+    for given, positions in ([], "32"), (["max_positions=99"], "99"):
+        steps = make_steps(*given)
+        assert options_of(steps.pretraining("a", 1))["--max-positions"] == positions
+        assert f"task.max_positions={positions}" in steps.finetuning("a", 1, "CoLA", 1).command
+
+
 def test_a_row_goes_on_from_another_with_other_sentences():
     steps = make_steps("seeds=[1,2]")
     dense, memory = steps.pretraining("a", 2), steps.pretraining("f", 2)

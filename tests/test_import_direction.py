@@ -13,6 +13,7 @@ ALLOWED = {
     "checkpoint": set(),
     "checkpoint_files": set(),
     "config": set(),
+    "files": set(),
     "scores": set(),
     "usage": set(),
     "compiling": set(),
@@ -27,7 +28,7 @@ ALLOWED = {
     "models": {"checkpoint", "config", "ops", "modules"},
 }
 FAIRSEQ_FREE = {
-    *("checkpoint", "compiling", "monitor", "ops"),
+    *("checkpoint", "compiling", "files", "monitor", "ops"),
     *("pictures", "scores", "usage", "workers"),
 }
 

@@ -7,6 +7,7 @@ import json
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+from pkm_fairseq.files import write_whole
 from pkm_fairseq.pictures import draw_curves, draw_memory
 
 # What to draw over training, and how to call it.
@@ -48,10 +49,12 @@ def write_report(results, dest, data, subset, png=False):
         {key: value for key, value in result.items() if key != "counts"} for result in results
     ]
     summary = {"data": str(data), "subset": subset, "checkpoints": figures}
-    for name, picture in pictures.items() if png else ():
-        _write(dest / f"{name.replace('/', '-')}.png", picture)
-    _write(dest / "report.html", page.encode())
-    _write(dest / "report.json", json.dumps(summary, indent=1).encode())
+    files = {f"{name.replace('/', '-')}.png": file for name, file in pictures.items() if png}
+    files["report.html"] = page
+    files["report.json"] = json.dumps(summary, indent=1)
+    for name, content in files.items():
+        write_whole(dest / name, content)
+        print(f"wrote {dest / name}")
 
 
 def draw(results):
@@ -103,10 +106,3 @@ def as_png(figure):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _write(path, content):
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-    print(f"wrote {path}")

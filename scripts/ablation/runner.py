@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from steps import ROOT
 
+from pkm_fairseq.files import write_whole
+
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 30
 SECONDS_OF_WAITING = 5
@@ -117,7 +119,7 @@ class Runner:
             return
         self._failed.pop(step.name, None)
         record["seconds"] = time.monotonic() - start
-        write_whole(folder / "done.json", json.dumps(record, indent=1).encode())
+        write_whole(folder / "done.json", json.dumps(record, indent=1))
 
     def _watch(self, process, step, log):
         """Waits for a process, and says now and then how far it is."""
@@ -159,13 +161,6 @@ def _lock(path):
             yield None
         else:
             yield file.fileno()
-
-
-def write_whole(path, content):
-    """Writes a file whole or not at all, whoever else may write it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _progress(log):

@@ -48,6 +48,7 @@ class Settings:
 
     vocab_size: int = MISSING  # sentencepieces
     tokens_per_sample: int = MISSING
+    max_positions: Optional[int] = None  # of the models; None: as many
     batch_size: int = MISSING  # samples of an update
     updates: int = MISSING  # of a pretraining
     warmup: float = 0.1  # share of them
@@ -60,6 +61,10 @@ class Settings:
     finetuning: Finetuning = field(default_factory=Finetuning)
     speed_repeats: int = 7  # rounds in which words per second are measured
     rows: Dict[str, Row] = field(default_factory=dict)
+
+    def positions(self):
+        """Returns how many tokens the models can take."""
+        return self.max_positions or self.tokens_per_sample
 
     def updates_of(self, name):
         """Returns the updates of a row's own pretraining."""

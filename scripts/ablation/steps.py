@@ -105,7 +105,7 @@ class Steps:
             "arch": "pkm_roberta",
             "sample_break_mode": "none",
             "tokens_per_sample": settings.tokens_per_sample,
-            "max_positions": settings.tokens_per_sample,
+            "max_positions": settings.positions(),
             "batch_size": settings.batch_size,
             "optimizer": "pkm_adam",
             "lr": row.lr,
@@ -175,7 +175,7 @@ class Steps:
         model = self.settings.model_of(name)
         options = {
             "task.data": self.dest / f"glue.{task}" / f"{task}-bin",
-            "task.max_positions": self.settings.tokens_per_sample,
+            "task.max_positions": self.settings.positions(),
             "checkpoint.finetune_from_model": self._checkpoint(run),
             "checkpoint.save_dir": folder,
             "common.seed": number,

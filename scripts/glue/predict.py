@@ -15,7 +15,7 @@ from fairseq import utils
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from glue_tasks import HIGHEST_SCORE, TASKS, submission_files
 
-import pkm_fairseq  # noqa: F401 - registers the models and tasks
+from pkm_fairseq.files import write_whole  # registers the models and tasks, too
 
 SECONDS_BETWEEN_LINES = 5
 
@@ -106,10 +106,8 @@ def words(logits, task):
 
 def write(predictions, path):
     """Writes an official file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
     rows = (f"{index}\t{word}\n" for index, word in enumerate(predictions))
-    partial.write_text("index\tprediction\n" + "".join(rows))
-    partial.replace(path)
+    write_whole(path, "index\tprediction\n" + "".join(rows))
     print(f"wrote {path}")
 
 
