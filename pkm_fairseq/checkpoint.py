@@ -127,6 +127,13 @@ def memory_options(state):
         query_norm = "batch"
     else:
         query_norm = "layer" if memory + "query_norm.weight" in state else "none"
+    gate = "none"
+    if memory + "gate.projection.weight" in state:
+        gate = "sigmoid" if memory + "gate.projection.bias" in state else "silu"
+    # Memories of all heads' values side by side have several heads.
+    output = state.get(memory + "output.weight", torch.empty(0))
+    concat = heads > 1 and tuple(output.shape[1:]) == (heads * value_dim,)
+    weights = [name for name in ("relu", "sigmoid") if f"{memory}search.{name}" in state]
     return {
         "--pkm-layers": _layers(memories),
         "--pkm-mode": "residual" if f"{layer}.fc1.weight" in state else "replace",
@@ -135,6 +142,10 @@ def memory_options(state):
         "--pkm-key-dim": 2 * half_key_dim,
         "--pkm-value-dim": value_dim,
         "--pkm-query-norm": query_norm,
+        "--pkm-score": "cosine" if memory + "search.cosine.log_temperature" in state else "dot",
+        "--pkm-weights": weights[0] if weights else "softmax",
+        "--pkm-heads-merge": "concat" if concat else "sum",
+        "--pkm-gate": gate,
     }
 
 

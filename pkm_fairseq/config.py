@@ -15,6 +15,10 @@ PKM_MODES = ChoiceEnum(["residual", "replace"])
 QUERY_NORMS = ChoiceEnum(["batch", "layer", "none"])
 VALUE_INITS = ChoiceEnum(["normal", "zero"])
 GRADIENTS = ChoiceEnum(["dense", "sparse"])
+SCORES = ChoiceEnum(["dot", "cosine"])
+WEIGHTS = ChoiceEnum(["softmax", "relu", "sigmoid"])
+HEADS_MERGES = ChoiceEnum(["sum", "concat"])
+GATES = ChoiceEnum(["none", "silu", "sigmoid"])
 # Options of the plugin that are not the model's: of its tasks, criterions and optimizer.
 OTHER_OPTIONS = {
     "pkm_init_from",
@@ -57,8 +61,8 @@ class PKMConfig(FairseqDataclass):
     pkm_value_dim: Optional[int] = field(
         default=None,
         metadata={
-            "help": "width of a value (default: the model's width); "
-            "with any other a learned projection follows the read"
+            "help": "width of a value (default: the model's width, or its share for a head with "
+            "--pkm-heads-merge concat); with any other a learned projection follows the read"
         },
     )
     pkm_query_norm: QUERY_NORMS = field(
@@ -79,6 +83,34 @@ class PKMConfig(FairseqDataclass):
         metadata={
             "help": "share of the sub-keys that each training pass leaves out, whole and for all "
             "tokens alike, others each time, so that other slots are used too"
+        },
+    )
+    pkm_score: SCORES = field(
+        default="dot",
+        metadata={
+            "help": "score of a slot: the dot product of query and key, or the cosines of their "
+            "halves, added and times a temperature that each head learns"
+        },
+    )
+    pkm_weights: WEIGHTS = field(
+        default="softmax",
+        metadata={
+            "help": "weights of the slots a head reads: softmax over their scores, or relu or "
+            "sigmoid of each score by itself"
+        },
+    )
+    pkm_heads_merge: HEADS_MERGES = field(
+        default="sum",
+        metadata={
+            "help": "sum what the heads read, or put their reads, of narrower values, side by "
+            "side (concat) before a learned projection"
+        },
+    )
+    pkm_gate: GATES = field(
+        default="none",
+        metadata={
+            "help": "multiply what is read by a function of the token: silu, number by number "
+            "before a learned projection, or sigmoid, one number a token"
         },
     )
     pkm_value_dropout: float = field(
@@ -177,13 +209,29 @@ class PKMConfig(FairseqDataclass):
             query_dropout=self.pkm_query_dropout,
             key_dropout=self.pkm_key_dropout,
             value_dropout=self.pkm_value_dropout,
+            score=self.pkm_score,
+            weights=self.pkm_weights,
+            heads_merge=self.pkm_heads_merge,
+            gate=self.pkm_gate,
         )
 
 
 def check_memory(
-    *, subkeys, heads, topk, key_dim, value_dim, query_dropout, key_dropout, value_dropout
+    *,
+    subkeys,
+    heads,
+    topk,
+    key_dim,
+    value_dim,
+    query_dropout,
+    key_dropout,
+    value_dropout,
+    score,
+    weights,
+    heads_merge,
+    gate,
 ):
-    """Refuses sizes and probabilities of which no memory can be made.
+    """Refuses sizes, probabilities and choices of which no memory can be made.
 
     Raises:
         ValueError: naming the option and what to change.
@@ -220,6 +268,22 @@ def check_memory(
         raise ValueError(
             f"key_dropout={key_dropout} has no effect: it keeps all of subkeys={subkeys}; "
             "raise --pkm-key-dropout or remove it"
+        )
+    choices = {
+        "score": (score, SCORES),
+        "weights": (weights, WEIGHTS),
+        "heads_merge": (heads_merge, HEADS_MERGES),
+        "gate": (gate, GATES),
+    }
+    for name, (choice, known) in choices.items():
+        names = [each.value for each in known]
+        if choice not in names:
+            raise ValueError(
+                f"{name}={choice} is not {' or '.join(names)}: change {flag('pkm_' + name)}"
+            )
+    if heads_merge == "concat" and heads == 1:
+        raise ValueError(
+            "--pkm-heads-merge concat has no effect with one head: remove it or raise --pkm-heads"
         )
 
 

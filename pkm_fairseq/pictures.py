@@ -87,7 +87,8 @@ def draw_curves(axes, weights):
         weights: a list of a label and the weights of a memory's slots, (S,), for each.
     """
     for label, weight in weights:
-        share = weight.double().sort(descending=True).values / weight.double().sum()
+        # Where nothing was read, relu's weights being all zero, the shares are zero.
+        share = weight.double().sort(descending=True).values / weight.double().sum().clamp(min=1)
         ranks = np.unique(np.geomspace(1, len(share), CURVE_POINTS).round().astype(int))
         axes.plot(ranks, share[ranks - 1], label=label)
     for slots_total in {len(weight) for _, weight in weights}:

@@ -3,7 +3,8 @@
 T tokens, H heads, K slots read per head, S slots. ``counts``, (3, ..., S), int64, holds for each
 slot how often it was the best of a head, how often it was selected, and the sum of its weights. All
 three are integers, weights in units of 2**-24: such sums are exact in any order, so that several
-workers, other batches or a GPU give what one CPU gives, and no slot's overflows before 2**39 reads.
+workers, other batches or a GPU give what one CPU gives, and no slot's overflows before its weights
+add up to 2**39. A slot whose weight is zero was neither the best nor selected: nothing was read.
 """
 
 import math
@@ -11,6 +12,7 @@ import math
 import torch
 
 WEIGHT_UNITS = 2**24
+MOST_WEIGHT = 2**15  # of a read; what relu gives a model that diverges could overflow
 WEIGHT_SHARES = (50, 90, 99)
 
 
@@ -25,17 +27,18 @@ def add_reads(counts, slots, weights):
     Args:
         counts: (3, H, S), or (3, 1, S) for all heads together.
         slots: the slots selected, best first, (T, H, K), int64.
-        weights: their weights, (T, H, K).
+        weights: their weights, (T, H, K), not negative.
     """
     top1, selected, weight = counts.flatten(1)  # (H * S,) each
     heads, slots_total = counts.shape[1:]
     if heads > 1:
         slots = slots + slots_total * torch.arange(heads, device=slots.device).unsqueeze(1)
-    one = torch.ones(1, dtype=counts.dtype, device=counts.device)
-    top1.index_add_(0, slots[..., 0].flatten(), one.expand(slots[..., 0].numel()))
-    selected.index_add_(0, slots.flatten(), one.expand(slots.numel()))
+    read = weights.ne(0).to(counts.dtype)
+    top1.index_add_(0, slots[..., 0].flatten(), read[..., 0].flatten())
+    selected.index_add_(0, slots.flatten(), read.flatten())
     # Half precision cannot hold so many units.
-    units = (weights.detach().float() * WEIGHT_UNITS).round().to(counts.dtype)
+    weights = weights.detach().float().clamp(max=MOST_WEIGHT)
+    units = (weights * WEIGHT_UNITS).round().to(counts.dtype)
     weight.index_add_(0, slots.flatten(), units.flatten())
 
 

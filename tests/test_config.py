@@ -82,6 +82,10 @@ def test_memory_options_without_a_memory_are_refused():
         ({"pkm_layers": [1], "pkm_key_dim": 3}, "key_dim=3 is odd.*--pkm-key-dim"),
         ({"pkm_layers": [1], "pkm_key_dropout": 0.95}, "keeps 26 of .*lower --pkm-key-dropout"),
         ({"pkm_layers": [1], "pkm_value_dropout": 1.0}, r"\[0, 1\).*--pkm-value-dropout"),
+        (
+            {"pkm_layers": [1], "pkm_heads_merge": "concat", "pkm_heads": 1},
+            "--pkm-heads-merge concat has no effect with one head: .*--pkm-heads$",
+        ),
     ],
 )
 def test_options_that_cannot_work_are_refused_with_what_to_change(options, message):

@@ -92,8 +92,9 @@ def redraw_subkeys(model, layer=1):
         model.memories()[layer].subkeys.normal_()
 
 
-def test_figures_are_those_of_all_that_was_read_and_padding_reads_nothing():
-    model = make_memory_model()
+@pytest.mark.parametrize("weights", ["softmax", "relu", "sigmoid"])
+def test_figures_are_those_of_all_that_was_read_and_padding_reads_nothing(weights):
+    model = make_memory_model(pkm_weights=weights, pkm_score="cosine")
     sentences = Sentences(draw_tokens(6, 9), lengths=[9, 3, 1, 5, 2, 7])
     figures = validate(UsageMonitor(), model, sentences, (0, 1, 2), (3, 4), (5,))
     slots, weights = reads_of(model, sentences.tokens)

@@ -1,5 +1,7 @@
 """Pictures show what was counted where it was counted."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,12 @@ def test_the_curve_falls_from_the_most_used_slot_and_holds_all_of_the_weight():
     assert curve.get_xdata().tolist() == [1, 2, 3, 4]
     assert curve.get_ydata().tolist() == pytest.approx([0.5, 0.4, 0.1, 0])
     assert set(alike.get_ydata()) == {0.25}
+
+
+def test_a_memory_that_read_nothing_is_drawn():
+    figure = Figure()
+    draw_curves(figure.add_subplot(), [("name", torch.zeros(9, dtype=torch.int64))])
+    figure.savefig(io.BytesIO())
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -113,6 +113,34 @@ def test_a_weight_of_one_is_exactly_one_unit_in_every_precision():
         assert counts.flatten().tolist() == [1, 1, WEIGHT_UNITS], dtype
 
 
+def test_weights_that_sum_to_anything_and_slots_of_weight_zero_count_as_defined():
+    # As relu gives them: large, small, and none for slots that were found but not read.
+    slots, scores = draw_reads(60)
+    weights = ((20 * scores - 4).relu() * torch.rand(60, HEADS, 1)).sort(descending=True).values
+    weights[:9] = 0
+    assert weights.max() > 5
+    counts = count((slots, weights), heads=HEADS)
+    for head in range(HEADS):
+        expected = definition.count(slots[:, head], weights[:, head], SLOTS)
+        assert expected[0].sum() < 60
+        assert expected[1].sum() < 60 * TOPK
+        assert_counts(counts[:, head], expected)
+        figures = definition.figures(counts[:, head].numpy())
+        assert usage_figures(counts[:, head]) == pytest.approx(figures)
+
+
+def test_reads_of_nothing_but_weight_zero_are_no_reads():
+    slots, weights = draw_reads(8)
+    assert not count((slots, torch.zeros_like(weights))).any()
+
+
+def test_a_weight_beyond_all_sense_does_not_overflow():
+    slots, weights = draw_reads(50)
+    counts = count((slots, weights * math.inf), (slots, weights * 1e30), heads=HEADS)
+    assert (counts >= 0).all()
+    assert math.isfinite(usage_figures(counts[:, 0])["kl"])
+
+
 def test_figures_are_those_of_the_definitions():
     slots, weights = draw_reads(4, topk=2)
     counts = count((slots, weights))[:, 0]

@@ -18,9 +18,9 @@ def count(slots, weights, slots_total):
     """
     counts = np.zeros((3, slots_total))
     for of_read, weights_of_read in zip(slots.tolist(), weights.tolist()):
-        counts[0, of_read[0]] += 1
+        counts[0, of_read[0]] += weights_of_read[0] > 0
         for slot, weight in zip(of_read, weights_of_read):
-            counts[1, slot] += 1
+            counts[1, slot] += weight > 0
             counts[2, slot] += weight
     return counts
 

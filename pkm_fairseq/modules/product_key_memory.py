@@ -1,7 +1,7 @@
 """The memory layer.
 
 T tokens, D input width, H heads, N sub-keys per half, M those of them that a training pass keeps, Q
-half the width of a query, K slots read per head, V width of a value.
+half the width of a query, K slots read per head, V width of a value, R width of a read.
 """
 
 import torch
@@ -10,7 +10,9 @@ from torch import nn
 from pkm_fairseq.config import PKMConfig, check_memory, count_kept
 from pkm_fairseq.ops import product_key_search
 
+from .cosine_scores import CosineScores
 from .query_norm import build_query_norm
+from .read_gate import build_gate
 from .value_table import ValueTable
 
 
@@ -23,11 +25,16 @@ class ProductKeyMemory(nn.Module):
         heads: queries per token.
         topk: slots each head reads.
         key_dim: width of a query and of a key, even.
-        value_dim: width of a value, None for ``input_dim``; any other adds a projection.
+        value_dim: width of a value, None for ``input_dim``, or for an equal part of it with concat;
+            any other adds a projection.
         query_norm: batch, layer or none.
         sync_query_norm: whether batch takes the statistics of all workers' tokens together.
         query_dropout: dropout probability on the normalised queries.
         key_dropout: share of the sub-keys that a training pass leaves out.
+        score: dot or cosine, of queries and keys.
+        weights: softmax, relu or sigmoid, of the scores.
+        heads_merge: sum of what the heads read, or concat, their reads side by side and projected.
+        gate: none, silu or sigmoid, of the token, times what it read.
         value_dropout: dropout probability on the weighted sum of values.
         value_init: normal or zero.
         grad: dense or sparse gradient of the values.
@@ -50,6 +57,10 @@ class ProductKeyMemory(nn.Module):
         sync_query_norm=PKMConfig.pkm_sync_query_norm,
         query_dropout=PKMConfig.pkm_query_dropout,
         key_dropout=PKMConfig.pkm_key_dropout,
+        score=PKMConfig.pkm_score,
+        weights=PKMConfig.pkm_weights,
+        heads_merge=PKMConfig.pkm_heads_merge,
+        gate=PKMConfig.pkm_gate,
         value_dropout=PKMConfig.pkm_value_dropout,
         value_init=PKMConfig.pkm_value_init,
         grad=PKMConfig.pkm_grad,
@@ -65,8 +76,19 @@ class ProductKeyMemory(nn.Module):
             query_dropout=query_dropout,
             key_dropout=key_dropout,
             value_dropout=value_dropout,
+            score=score,
+            weights=weights,
+            heads_merge=heads_merge,
+            gate=gate,
         )
-        value_dim = value_dim or input_dim
+        self.concat = heads_merge == "concat"
+        if self.concat and value_dim is None and input_dim % heads:
+            raise ValueError(
+                f"the width {input_dim} cannot be divided among heads={heads}: "
+                "give --pkm-value-dim, or change --pkm-heads or --pkm-heads-merge"
+            )
+        value_dim = value_dim or (input_dim // heads if self.concat else input_dim)
+        read_dim = heads * value_dim if self.concat else value_dim
         slots_total = subkeys**2
         if values is not None and values.weight.shape != (slots_total, value_dim):
             raise ValueError(
@@ -78,20 +100,25 @@ class ProductKeyMemory(nn.Module):
         self.query_norm = build_query_norm(query_norm, heads, key_dim, sync_query_norm)
         self.query_dropout = nn.Dropout(query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
-        self.search = ProductKeySearch(topk, key_dropout)
-        self.values = values or ValueTable(slots_total, value_dim, value_init, grad)
-        self.value_dropout = nn.Dropout(value_dropout)
-        self.output = (
-            nn.Identity() if value_dim == input_dim else nn.Linear(value_dim, input_dim, bias=False)
+        self.search = ProductKeySearch(
+            topk, key_dropout, weights, CosineScores(heads) if score == "cosine" else None
         )
+        # K weights of order one would read K times as much as K that sum to one.
+        scale = 1.0 if weights == "softmax" else 1 / topk
+        self.values = values or ValueTable(slots_total, value_dim, value_init, grad, scale)
+        self.value_dropout = nn.Dropout(value_dropout)
+        self.gate = build_gate(gate, input_dim, read_dim)
+        project = self.concat or gate == "silu" or value_dim != input_dim
+        self.output = nn.Linear(read_dim, input_dim, bias=False) if project else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self):
         """Draws all parameters anew: queries and read keep the scale of what they are made of."""
         nn.init.normal_(self.query.weight, std=self.query.in_features**-0.5)
         nn.init.zeros_(self.query.bias)
-        if hasattr(self.query_norm, "reset_parameters"):
-            self.query_norm.reset_parameters()
+        for part in (self.query_norm, self.search.cosine, self.gate):
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
         bound = self.subkeys.shape[-1] ** -0.5
         nn.init.uniform_(self.subkeys, -bound, bound)
         self.values.reset_parameters()
@@ -120,8 +147,17 @@ class ProductKeyMemory(nn.Module):
         """Reads the memory for ``tokens``, (T, D)."""
         query = self._query(tokens)  # (T, H, 2, Q)
         slots, weights = self.search(query, self.subkeys)  # (T, H, K) each
-        read = self.values(slots.flatten(1), weights.flatten(1))  # (T, V)
-        return self.output(self.value_dropout(read))  # (T, D)
+        read = self.value_dropout(self._sum_values(slots, weights))  # (T, R)
+        if self.gate is not None:
+            read = self.gate(read, tokens)  # (T, R)
+        return self.output(read)  # (T, D)
+
+    def _sum_values(self, slots, weights):
+        """Sums the values of all heads, or of each by itself, side by side: (T, R)."""
+        if not self.concat:
+            return self.values(slots.flatten(1), weights.flatten(1))
+        read = self.values(slots.flatten(0, 1), weights.flatten(0, 1))  # (T * H, V)
+        return read.view(len(slots), self.heads * read.shape[1])
 
     def _query(self, tokens):
         """Makes each head's query and cuts it in its two halves."""
@@ -141,7 +177,8 @@ class ProductKeySearch(nn.Module):
     In training it may leave out whole sub-keys, and so all slots made of them, which forces other
     slots to be used (structured dropout). Each forward pass draws anew, for each head and half by
     itself and for all its tokens together, a fixed number of sub-keys to keep. Gradients reach only
-    these. Nothing is rescaled: the weights of the slots found sum to one whatever is left out.
+    these. Nothing is rescaled: the slots found are weighed as ever, so softmax's weights sum to one
+    whatever is left out.
 
     It draws from torch's generator, as dropout does: what recomputes activations recomputes them
     with the same sub-keys, and a resumed run draws what an unbroken one would. Each of several
@@ -150,12 +187,20 @@ class ProductKeySearch(nn.Module):
     Args:
         topk: slots each head selects.
         key_dropout: share of the sub-keys of a half to leave out, 0 for none.
+        weights: softmax over the scores of the slots found, or relu or sigmoid of each, which do
+            not compete (Csordás et al. 2023, arXiv 2310.10837).
+        cosine: a ``CosineScores``, None for dot products.
     """
 
-    def __init__(self, topk, key_dropout=0.0):
+    def __init__(self, topk, key_dropout=0.0, weights="softmax", cosine=None):
         super().__init__()
         self.topk = topk
         self.key_dropout = key_dropout
+        self.weights = weights
+        self.cosine = cosine
+        if weights != "softmax":
+            # Nothing else in a checkpoint says how it weighs.
+            self.register_buffer(weights, torch.zeros(1))
 
     def forward(self, query, subkeys):
         """Searches for each head and token by itself.
@@ -165,12 +210,18 @@ class ProductKeySearch(nn.Module):
             subkeys: (H, 2, N, Q).
 
         Returns:
-            The slots, best first, (T, H, K), int64, and their weights, which sum to one for each
-            head and token, (T, H, K), in float32 or better.
+            The slots, best first, (T, H, K), int64, and their weights, not negative, (T, H, K), in
+            float32 or better. Those of softmax sum to one for each head and token.
         """
+        if self.cosine is not None:
+            query, subkeys = self.cosine(query, subkeys)
         drop = self.training and self.key_dropout
         search = self._search_kept if drop else product_key_search
-        weights, slots = search(query, subkeys, self.topk, softmax=True)
+        softmax = self.weights == "softmax"
+        weights, slots = search(query, subkeys, self.topk, softmax)
+        if not softmax:
+            weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+            weights = weights.relu() if self.weights == "relu" else weights.sigmoid()
         return slots, weights  # (T, H, K) each
 
     def _search_kept(self, query, subkeys, k, softmax):
@@ -186,4 +237,4 @@ class ProductKeySearch(nn.Module):
         return found, n * first.gather(2, slots // m) + second.gather(2, slots % m)
 
     def extra_repr(self):
-        return f"topk={self.topk}, key_dropout={self.key_dropout}"
+        return f"topk={self.topk}, key_dropout={self.key_dropout}, weights={self.weights}"

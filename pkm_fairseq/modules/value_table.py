@@ -17,12 +17,13 @@ class ValueTable(nn.Module):
         value_dim: width of a row.
         init: normal (variance 1 / value_dim) or zero.
         grad: dense or sparse, which an optimizer must be able to take, as ``LazyAdam`` is.
+        scale: what normal draws are multiplied with.
 
     Raises:
         ValueError: if ``init`` or ``grad`` is neither.
     """
 
-    def __init__(self, slots, value_dim, init, grad="dense"):
+    def __init__(self, slots, value_dim, init, grad="dense", scale=1.0):
         super().__init__()
         if init not in ("normal", "zero"):
             raise ValueError(f"value_init={init} is not normal or zero: change --pkm-value-init")
@@ -30,6 +31,7 @@ class ValueTable(nn.Module):
             raise ValueError(f"grad={grad} is not dense or sparse: change --pkm-grad")
         self.init = init
         self.grad = grad
+        self.scale = scale
         self._make_gradient = GRADIENTS[grad]()
         # A bare Parameter: fairseq's init_bert_params redraws every nn.Embedding.
         self.weight = nn.Parameter(with_huge_pages(torch.empty(slots, value_dim)))
@@ -38,7 +40,7 @@ class ValueTable(nn.Module):
     def reset_parameters(self):
         """Draws all rows anew."""
         if self.init == "normal":
-            nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+            nn.init.normal_(self.weight, std=self.scale * self.weight.shape[1] ** -0.5)
         else:
             nn.init.zeros_(self.weight)
 

@@ -111,7 +111,7 @@ def test_hydra_trains_the_same_update_by_update_recomputing_activations(trained,
     )
 
 
-def test_a_run_with_ema_key_dropout_layerdrop_and_quantisation_noise_resumes_bit_identical(
+def test_a_run_with_ema_key_dropout_later_forms_and_fairseqs_noises_resumes_bit_identical(
     data, tmp_path
 ):
     options = {
@@ -119,6 +119,8 @@ def test_a_run_with_ema_key_dropout_layerdrop_and_quantisation_noise_resumes_bit
         **{"task": "pkm_masked_lm", "criterion": "pkm_masked_lm", "save-interval-updates": 4},
         **{"store-ema": None, "ema-decay": 0.9, "encoder-layerdrop": 0.2},
         **{"pkm-key-dropout": 0.25, "quant-noise-pq": 0.1, "quant-noise-pq-block-size": 8},
+        **{"pkm-gate": "sigmoid", "pkm-score": "cosine", "pkm-weights": "sigmoid"},
+        "pkm-heads-merge": "concat",
     }
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run("fairseq-train", *pretraining(data, whole, updates=8, **options))

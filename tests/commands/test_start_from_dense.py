@@ -99,10 +99,14 @@ def test_a_script_gives_a_checkpoint_memories(dense, published, data, tmp_path):
     refused = run(*script, "--pkm-layers", 2, fails=True)
     assert refused.splitlines()[-1].startswith("error: --pkm-layers 2 does not exist")
     assert not list(tmp_path.iterdir())
-    assert "made fresh: the memory of layers 1" in run(*script, *flags(MEMORY))
+    forms = {
+        **{"pkm-gate": "silu", "pkm-score": "cosine", "pkm-weights": "relu"},
+        "pkm-heads-merge": "concat",
+    }
+    assert "made fresh: the memory of layers 1" in run(*script, *flags({**MEMORY, **forms}))
     hub = PKMRobertaModel.from_pretrained(str(tmp_path), "new.pt", str(data))
-    assert list(hub.model.memories()) == [1]
-    options = {**STILL, "finetune-from-model": tmp_path / "new.pt"}
+    assert hub.model.memories()[1].gate is not None
+    options = {**STILL, **forms, "finetune-from-model": tmp_path / "new.pt"}
     output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options))
     assert "made fresh" not in output
     assert logged(output, "valid_loss", "valid") == [loss]

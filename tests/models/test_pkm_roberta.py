@@ -4,12 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fairseq.dataclass.configs import EMAConfig
+from fairseq.models import build_model
 from fairseq.models.ema.ema import EMA
 from fairseq.nan_detector import NanDetector
 
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.optim import LazyAdam
-from tests.models.tiny import TINY, draw_tokens, make_args, make_memory_model, make_model
+from tests.models.tiny import (
+    TINY,
+    TINY_MEMORY,
+    draw_tokens,
+    make_args,
+    make_memory_model,
+    make_model,
+    make_task,
+)
 from tests.tolerances import assert_close
 
 PAD = 1
@@ -46,6 +55,23 @@ def test_without_memory_it_computes_exactly_what_roberta_computes(training):
         assert (parameter.grad is None) == (stock[name].grad is None), name
         if parameter.grad is not None:
             assert torch.equal(parameter.grad, stock[name].grad), name
+
+
+# The later forms of the memory.
+FORMS = [
+    {"pkm_gate": "silu"},
+    {"pkm_gate": "sigmoid"},
+    {"pkm_score": "cosine"},
+    {"pkm_weights": "relu"},
+    {"pkm_weights": "sigmoid"},
+    {"pkm_heads_merge": "concat"},
+]
+ALL_FORMS = {
+    "pkm_gate": "silu",
+    "pkm_score": "cosine",
+    "pkm_weights": "relu",
+    "pkm_heads_merge": "concat",
+}
 
 
 @pytest.mark.parametrize("layers", [[0], [1], [2], [0, 2], [0, 1, 2]])
@@ -123,8 +149,19 @@ def test_padding_a_batch_changes_nothing_for_its_sentences():
 
 def test_the_memories_keep_their_own_initialisation():
     # fairseq redraws every nn.Linear with a standard deviation of 0.02.
-    memory = make_memory_model(encoder_embed_dim=64, pkm_key_dim=64).memories()[1]
-    assert memory.query.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    options = {"pkm_heads_merge": "concat", "pkm_value_dim": 32}
+    for gate in ("silu", "sigmoid"):
+        memory = make_memory_model(
+            encoder_embed_dim=64, pkm_key_dim=64, pkm_gate=gate, **options
+        ).memories()[1]
+        for linear in (memory.query, memory.output):
+            assert linear.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+        projection = memory.gate.projection
+        if gate == "silu":
+            assert projection.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+        else:
+            assert not projection.weight.any()
+            assert projection.bias.item() == 2
 
 
 @pytest.mark.parametrize("mode", ["residual", "replace"])
@@ -147,6 +184,8 @@ def test_the_memories_keep_their_own_initialisation():
         {"pkm_share_values": True, "pkm_layers": [0, 2]},
         {"pkm_query_dropout": 0.1, "pkm_value_dropout": 0.1},
         {"pkm_key_dropout": 0.5, "pkm_share_values": True, "pkm_layers": [0, 2]},
+        *FORMS,
+        {**ALL_FORMS, "pkm_share_values": True, "pkm_layers": [0, 2]},
     ],
     ids=lambda options: ",".join(options),
 )
@@ -224,7 +263,9 @@ def test_fairseq_tells_where_a_nan_comes_from(caplog):
     assert "layers.1" in where
 
 
-@pytest.mark.parametrize("options", [{"pkm_grad": "sparse"}, {"pkm_mode": "replace"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"pkm_grad": "sparse"}, {"pkm_mode": "replace"}, ALL_FORMS], ids=str
+)
 def test_it_computes_the_same_when_torch_compiles_it(options):
     model = make_memory_model(**options).train()
     LazyAdam(model.parameters())  # which takes sparse gradients
@@ -255,13 +296,13 @@ def test_a_copy_of_the_model_reads_its_own_memory():
         assert not torch.equal(duplicate(tokens)[0], before)
 
 
-@pytest.mark.parametrize("value_dim", [None, 6])
-def test_zero_values_make_a_residual_model_start_as_the_dense_one(value_dim):
+@pytest.mark.parametrize("options", [{}, {"pkm_value_dim": 6}, *FORMS, ALL_FORMS], ids=str)
+def test_zero_values_make_a_residual_model_start_as_the_dense_one(options):
     dense = make_model("roberta").eval()
-    model = make_memory_model(pkm_value_init="zero", pkm_value_dim=value_dim).eval()
+    model = make_memory_model(pkm_value_init="zero", **options).eval()
     model.load_state_dict({**model.state_dict(), **without_copies(dense)})
     tokens = pad_tokens(draw_tokens(3, 7), 7, 4, 2)
-    assert_close(model(tokens)[0], dense.train()(tokens)[0])
+    assert torch.equal(model(tokens)[0], dense.train()(tokens)[0])
 
 
 def without_copies(dense):
@@ -295,13 +336,25 @@ def test_memories_share_one_table_when_told_to_also_after_loading():
         ({"pkm_query_norm": "layer"}, r"--pkm-query-norm batch \(not layer\)"),
         ({"pkm_query_norm": "none"}, r"--pkm-query-norm batch \(not none\)"),
         ({"pkm_mode": "replace"}, r"--pkm-mode residual \(not replace\)"),
+        ({"pkm_gate": "silu"}, r"--pkm-gate none \(not silu\)$"),
+        ({"pkm_gate": "sigmoid"}, r"--pkm-gate none \(not sigmoid\)$"),
+        ({"pkm_score": "cosine"}, r"--pkm-score dot \(not cosine\)$"),
+        ({"pkm_weights": "relu"}, r"--pkm-weights softmax \(not relu\)$"),
+        ({"pkm_weights": "sigmoid"}, r"--pkm-weights softmax \(not sigmoid\)$"),
+        (
+            {"pkm_heads_merge": "concat", "pkm_value_dim": 16},
+            r"made with --pkm-heads-merge sum \(not concat\)$",
+        ),
         ({"pkm_layers": []}, "the checkpoint has a memory: add --pkm-layers 1"),
     ],
 )
 def test_a_checkpoint_of_another_memory_is_refused_naming_the_options(options, message):
-    saved = make_memory_model().state_dict()
+    saved, other = make_memory_model(), make_memory_model(**options)
     with pytest.raises(ValueError, match=message):
-        make_memory_model(**options).load_state_dict(saved)
+        other.load_state_dict(saved.state_dict())
+    if other.memories():
+        with pytest.raises(ValueError, match="the checkpoint's memory was made with"):
+            saved.load_state_dict(other.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -356,6 +409,15 @@ def test_architectures_are_robertas_with_memory_in_the_middle(arch, layers, embe
     assert getattr(args, "pkm_layers", None) == memory
     assert make_args(arch, pkm_layers=[1]).pkm_layers == [1]
     assert make_args(arch, pkm_layers=[]).pkm_layers == []
+
+
+def test_a_checkpoint_from_before_the_later_forms_comes_back_as_it_was():
+    model, args = make_memory_model().eval(), make_args(**TINY, **TINY_MEMORY)
+    assert not ALL_FORMS.keys() & vars(args).keys()
+    loaded = build_model(args, make_task()).eval()
+    loaded.load_state_dict(model.state_dict())
+    tokens = draw_tokens(3, 7)
+    assert torch.equal(loaded(tokens)[0], model(tokens)[0])
 
 
 def test_every_option_goes_into_the_checkpoint():

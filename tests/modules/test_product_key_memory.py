@@ -17,6 +17,22 @@ OPTIONS = [
     {"subkeys": 7, "topk": 7, "heads": 1},
     {"subkeys": 13, "topk": 6, "heads": 3, "key_dim": 10, "value_dim": 9},
 ]
+# The later forms of the memory, each by itself and with others.
+ALL_FORMS = {"heads_merge": "concat", "gate": "silu", "score": "cosine", "weights": "relu"}
+LATER_FORMS = [
+    {"gate": "silu"},
+    {"gate": "silu", "value_dim": 5},
+    {"gate": "sigmoid"},
+    {"score": "cosine"},
+    {"score": "cosine", "query_norm": "none", "key_dim": 6},
+    {"weights": "relu"},
+    {"weights": "sigmoid"},
+    {"heads_merge": "concat"},
+    {"heads_merge": "concat", "heads": 5, "value_dim": 3},
+    ALL_FORMS,
+    {"heads_merge": "concat", "gate": "sigmoid", "score": "cosine", "weights": "sigmoid"},
+    {"gate": "silu", "weights": "relu", "query_norm": "layer", "grad": "sparse"},
+]
 
 
 def make_memory(input_dim=12, **options):
@@ -26,6 +42,10 @@ def make_memory(input_dim=12, **options):
     # Norm weights that are not 1 and 0, and statistics that are not those of a new norm.
     for name, tensor in [*memory.query_norm.named_parameters(), *memory.query_norm.named_buffers()]:
         tensor.data = 0.5 + torch.rand_like(tensor) if "bias" not in name else tensor + 0.1
+    # Gates and temperatures as after some training.
+    for part in (memory.gate, memory.search.cosine):
+        for parameter in part.parameters() if part else ():
+            parameter.data += 0.3 * torch.randn_like(parameter)
     return memory
 
 
@@ -42,47 +62,84 @@ def naive_read(memory, tokens, kept=None):
         mean = projected.mean(0) if batch else norm.running_mean
         var = projected.var(0, unbiased=False) if batch else norm.running_var
         projected = (projected - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
+    weigh = {
+        "softmax": lambda scores: scores.softmax(0),
+        "relu": lambda scores: scores.clamp(min=0),
+        "sigmoid": lambda scores: 1 / (1 + (-scores).exp()),
+    }[memory.search.weights]
+    cosine = memory.search.cosine
     outputs = []
-    for token in projected:
-        output = 0
+    for token, projected_token in zip(tokens, projected):
+        reads = []
         for head in range(heads):
-            query = token[head * 2 * half : (head + 1) * 2 * half]
+            query = projected_token[head * 2 * half : (head + 1) * 2 * half]
             if isinstance(norm, torch.nn.LayerNorm):
                 query = (query - query.mean()) / (query.var(unbiased=False) + norm.eps).sqrt()
                 query = query * norm.weight + norm.bias
+            if cosine:
+                temperature = (half / 3) ** 0.5 * cosine.log_temperature[head].exp()
             scores = {}
             first, second = kept[head] if kept else (range(subkeys), range(subkeys))
             for i in first:
                 for j in second:
                     key = torch.cat((memory.subkeys[head, 0, i], memory.subkeys[head, 1, j]))
-                    scores[i * subkeys + j] = query @ key
+                    if cosine:
+                        both = zip(query.split(half), key.split(half))
+                        scores[i * subkeys + j] = temperature * sum(cos(q, c) for q, c in both)
+                    else:
+                        scores[i * subkeys + j] = query @ key
             best = sorted(scores, key=scores.get, reverse=True)[: memory.search.topk]
-            weights = torch.stack([scores[slot] for slot in best]).softmax(0)
-            output = output + sum(w * memory.values.weight[s] for w, s in zip(weights, best))
-        outputs.append(memory.output(output))
+            weights = weigh(torch.stack([scores[slot] for slot in best]))
+            reads.append(sum(w * memory.values.weight[s] for w, s in zip(weights, best)))
+        read = torch.cat(reads) if memory.concat else sum(reads)
+        if memory.gate:
+            gate = memory.gate.projection.weight @ token
+            if memory.gate.projection.bias is None:
+                read = read * gate / (1 + (-gate).exp())
+            else:
+                read = read / (1 + (-gate - memory.gate.projection.bias).exp())
+        outputs.append(memory.output(read))
     return torch.stack(outputs)
+
+
+def cos(a, b):
+    """The cosine of two vectors, 0 of a vector of no length."""
+    return a @ b / ((a @ a + 1e-6) * (b @ b + 1e-6)).sqrt()
 
 
 def gradients_of(memory, x, output):
     upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-    return torch.autograd.grad(output, [x, *memory.parameters()], upstream)
+    gradients = torch.autograd.grad(output, [x, *memory.parameters()], upstream)
+    return [gradient.to_dense() for gradient in gradients]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+def assert_naive(memory, x, actual, kept=None):
+    """Compares an output and all its gradients with the naive memory's."""
+    expected = naive_read(memory, x, kept)
+    assert_close(actual, expected)
+    names = ["x", *dict(memory.named_parameters())]
+    pairs = zip(gradients_of(memory, x, actual), gradients_of(memory, x, expected))
+    for name, (ours, theirs) in zip(names, pairs):
+        assert_close(ours, theirs, lambda text, name=name: f"gradient of {name}: {text}")
+
+
+@pytest.mark.parametrize("options", OPTIONS + LATER_FORMS)
 @pytest.mark.parametrize("training", [True, False])
 def test_it_matches_the_naive_memory_in_output_and_every_gradient(options, training):
     memory = make_memory(**options).train(training)
     x = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
-    expected = naive_read(memory, x)
-    expected_gradients = gradients_of(memory, x, expected)
-    actual = memory(x)
-    assert_close(actual, expected)
-    names = ["x", *dict(memory.named_parameters())]
-    for name, ours, theirs in zip(names, gradients_of(memory, x, actual), expected_gradients):
-        assert_close(ours, theirs, lambda text, name=name: f"gradient of {name}: {text}")
+    assert_naive(memory, x, memory(x))
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", LATER_FORMS)
+def test_every_form_matches_the_naive_memory_on_every_kernel_path(form, options):
+    input_dim = options.get("heads", 2) * 6
+    memory = make_memory(input_dim, **options).float()
+    x = torch.randn(4, input_dim, requires_grad=True)
+    assert_naive(memory, x, memory(x))
+
+
+@pytest.mark.parametrize("options", OPTIONS + LATER_FORMS[:-1])
 def test_it_passes_gradcheck(options):
     memory = make_memory(**options)
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
@@ -94,9 +151,11 @@ def test_it_passes_gradcheck(options):
     assert torch.autograd.gradcheck(read, (x, *memory.parameters()))
 
 
-@pytest.mark.parametrize("query_norm", ["batch", "layer", "none"])
-def test_padding_changes_nothing_for_the_real_tokens(query_norm):
-    memory = make_memory(query_norm=query_norm)
+@pytest.mark.parametrize(
+    "options", [{"query_norm": "batch"}, {"query_norm": "layer"}, {"query_norm": "none"}, ALL_FORMS]
+)
+def test_padding_changes_nothing_for_the_real_tokens(options):
+    memory = make_memory(**options)
     unpadded = copy.deepcopy(memory)
     x = torch.randn(4, 3, 12, dtype=torch.float64)
     padding = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
@@ -112,10 +171,12 @@ def test_padding_changes_nothing_for_the_real_tokens(query_norm):
     assert torch.equal(ours[0][padding], torch.zeros(6, 12, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("query_norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize(
+    "options", [{"query_norm": "batch"}, {"query_norm": "layer"}, {"query_norm": "none"}, ALL_FORMS]
+)
 @pytest.mark.parametrize("training", [True, False])
-def test_no_tokens_and_nothing_but_padding_read_nothing(query_norm, training):
-    memory = make_memory(query_norm=query_norm).train(training)
+def test_no_tokens_and_nothing_but_padding_read_nothing(options, training):
+    memory = make_memory(**options).train(training)
     before = {name: buffer.clone() for name, buffer in memory.named_buffers()}
     assert memory(torch.zeros(0, 3, 12, dtype=torch.float64)).shape == (0, 3, 12)
     x = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
@@ -178,13 +239,8 @@ def test_key_dropout_trains_the_memory_of_the_sub_keys_it_keeps(form, dropout, d
     assert sizes == {{0.25: 8, 0.5: 6, 0.7: 3}[dropout]}
     x = torch.randn(5, 12, dtype=dtype, requires_grad=True)
     torch.manual_seed(5)
-    actual = memory(x)
-    expected = naive_read(memory, x, kept)
-    assert_close(actual, expected)
+    assert_naive(memory, x, memory(x), kept)
     names = ["x", *dict(memory.named_parameters())]
-    pairs = zip(gradients_of(memory, x, actual), gradients_of(memory, x, expected))
-    for name, (ours, theirs) in zip(names, pairs):
-        assert_close(ours, theirs, lambda text, name=name: f"gradient of {name}: {text}")
     learning = gradients_of(memory, x, memory(x))[names.index("subkeys")].any(-1)  # (H, 2, N)
     assert learning.sum(-1).max() <= max(sizes)
 
@@ -240,6 +296,64 @@ def test_the_softmax_and_the_query_statistics_keep_float32_in_a_half_model(dtype
     assert memory.query_norm.running_mean.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [ALL_FORMS, {**ALL_FORMS, "gate": "sigmoid", "weights": "sigmoid"}]
+)
+def test_in_half_precision_the_later_forms_read_as_in_full(form, options, dtype):
+    memory = make_memory(query_norm="none", **options).to(dtype)
+    exact = copy.deepcopy(memory).double()
+    x = torch.randn(20, 12, dtype=dtype, requires_grad=True)
+    with observe_reads({0: memory, 1: exact}) as reads:
+        output, expected = memory(x), exact(x.double())
+    output.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in memory.parameters())
+    ((slots, weights),), ((exact_slots, exact_weights),) = reads.values()
+    assert output.dtype == dtype
+    assert weights.dtype == torch.float32
+    same = (slots == exact_slots).flatten(1).all(1)  # (T,), whose order no rounding has changed
+    assert same.sum() > 10
+    error = {"rtol": 0, "atol": 16 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(weights[same].double(), exact_weights[same], **error)
+    torch.testing.assert_close(output[same].double(), expected[same], **error)
+
+
+def test_cosines_are_of_length_one_whatever_the_lengths_and_a_zero_vector_scores_zero():
+    memory = make_memory(score="cosine", weights="sigmoid", query_norm="none", query_dropout=0.5)
+    temperature = (4 / 3) ** 0.5 * memory.search.cosine.log_temperature.exp()  # (H,)
+    query = torch.randn(7, 2, 2, 4, dtype=torch.float64)
+    query[0] = 0
+    query.requires_grad_()
+    for scale in (0.1, 1e4):
+        slots, weights = memory.search(query * scale, memory.subkeys * scale)
+        scores = weights.logit()
+        assert_close(scores[0], torch.zeros_like(scores[0]))
+        assert (scores.abs() <= 2 * temperature.unsqueeze(1)).all()
+        expected = memory.search(query, memory.subkeys)
+        assert torch.equal(slots[1:], expected[0][1:])
+        torch.testing.assert_close(weights, expected[1], rtol=1e-3, atol=0)
+    (gradient,) = torch.autograd.grad(weights.sum(), query)
+    assert gradient.isfinite().all()
+    # The square of such a length is no number of half precision.
+    _, weights = memory.half().search(300 * query.half(), memory.subkeys)
+    torch.testing.assert_close(weights.double(), expected[1], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"heads_merge": "concat", "gate": "silu"}])
+def test_relu_reads_nothing_where_no_score_is_positive(options):
+    memory = make_memory(weights="relu", **options)
+    memory.subkeys.data.abs_()
+    query = -torch.rand(3, 2, 2, 4, dtype=torch.float64)
+    _, weights = memory.search(query, memory.subkeys)
+    assert not weights.any()
+    memory._query = lambda tokens: query
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    output = memory(x)
+    assert torch.equal(output, torch.zeros_like(output))
+    output.sum().backward()
+    assert not memory.values.weight.grad.any()
+
+
 def test_new_parameters_have_the_scale_the_paper_gives_them():
     torch.manual_seed(0)
     memory = ProductKeyMemory(64, subkeys=32, key_dim=48, value_dim=100, topk=8)
@@ -250,8 +364,40 @@ def test_new_parameters_have_the_scale_the_paper_gives_them():
     assert not ProductKeyMemory(64, subkeys=8, topk=2, value_init="zero").values.weight.any()
 
 
+def test_new_memories_read_at_one_scale_whatever_the_weights_scores_and_merge():
+    torch.manual_seed(1)
+    # As a LayerNorm leaves tokens.
+    tokens = torch.nn.functional.layer_norm(torch.randn(512, 64), (64,))
+
+    def scale_of_read(**options):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return ProductKeyMemory(64, subkeys=64, **options)(tokens).std().item()
+
+    usual = scale_of_read()
+    assert scale_of_read(score="cosine") == pytest.approx(usual, rel=0.05)
+    assert scale_of_read(heads_merge="concat") == pytest.approx(usual, rel=0.05)
+    assert scale_of_read(gate="sigmoid") == pytest.approx(0.88 * usual, rel=0.05)
+    assert scale_of_read(gate="silu") == pytest.approx(0.6 * usual, rel=0.05)
+    for score in ("dot", "cosine"):
+        for weights, ratio in (("sigmoid", 0.87), ("relu", 2.13)):
+            scale = scale_of_read(score=score, weights=weights)
+            assert scale == pytest.approx(ratio * usual, rel=0.05)
+
+
+@pytest.mark.parametrize("options", LATER_FORMS[:-1])
+def test_a_memory_of_values_zero_reads_zero(options):
+    memory = ProductKeyMemory(20, subkeys=8, topk=3, value_init="zero", **options)
+    output = memory(torch.randn(9, 20))
+    assert torch.equal(output, torch.zeros_like(output))
+
+
 def test_without_other_wishes_it_is_the_memory_of_the_paper():
     memory = ProductKeyMemory(16)
+    assert list(memory.state_dict()) == [  # what checkpoints have held from the beginning
+        *("subkeys", "query.weight", "query.bias", "query_norm.weight", "query_norm.bias"),
+        *("query_norm.running_mean", "query_norm.running_var", "values.weight"),
+    ]
     assert memory.subkeys.shape == (4, 2, 512, 128)
     assert memory.values.weight.shape == (262_144, 16)
     assert memory.search.topk == 32
@@ -259,9 +405,12 @@ def test_without_other_wishes_it_is_the_memory_of_the_paper():
 
 
 def test_memories_can_share_their_values():
+    for width, merge in ((12, "sum"), (3, "concat")):
+        table = ValueTable(36, width, "normal")
+        options = {"subkeys": 6, "topk": 2, "heads_merge": merge, "values": table}
+        memories = [ProductKeyMemory(12, **options) for _ in range(2)]
+        assert memories[0].values.weight is memories[1].values.weight
     table = ValueTable(36, 12, "normal")
-    memories = [ProductKeyMemory(12, subkeys=6, topk=2, values=table) for _ in range(2)]
-    assert memories[0].values.weight is memories[1].values.weight
     with pytest.raises(ValueError, match=r"\(36, 12\).*\(49, 12\)"):
         ProductKeyMemory(12, subkeys=7, topk=2, values=table)
 
@@ -287,6 +436,15 @@ def test_memories_can_share_their_values():
         ({"value_dropout": float("nan")}, r"value_dropout=nan is not in \[0, 1\)"),
         ({"query_norm": "group"}, "query_norm=group.*--pkm-query-norm"),
         ({"value_init": "one"}, "value_init=one.*--pkm-value-init"),
+        ({"score": "l2"}, "score=l2 is not dot or cosine: change --pkm-score"),
+        ({"weights": "gelu"}, "weights=gelu is not softmax or relu or sigmoid.*--pkm-weights"),
+        ({"heads_merge": "max"}, "heads_merge=max is not sum or concat: change --pkm-heads-merge"),
+        ({"gate": "tanh"}, "gate=tanh is not none or silu or sigmoid: change --pkm-gate"),
+        ({"heads_merge": "concat", "heads": 1}, "concat has no effect with one head.*--pkm-heads"),
+        (
+            {"heads_merge": "concat", "heads": 5},
+            "the width 12 cannot be divided among heads=5: give --pkm-value-dim",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_to_change(options, message):
