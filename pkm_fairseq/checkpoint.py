@@ -135,6 +135,7 @@ def memory_options(state):
         "--pkm-key-dim": 2 * half_key_dim,
         "--pkm-value-dim": value_dim,
         "--pkm-query-norm": query_norm,
+        "--pkm-table-dtype": "int8" if memory + "values.scales" in state else "model",
     }
 
 

@@ -15,6 +15,7 @@ PKM_MODES = ChoiceEnum(["residual", "replace"])
 QUERY_NORMS = ChoiceEnum(["batch", "layer", "none"])
 VALUE_INITS = ChoiceEnum(["normal", "zero"])
 GRADIENTS = ChoiceEnum(["dense", "sparse"])
+TABLE_DTYPES = ChoiceEnum(["model", "bf16", "int8"])
 # Options of the plugin that are not the model's: of its tasks, criterions and optimizer.
 OTHER_OPTIONS = {
     "pkm_init_from",
@@ -99,6 +100,13 @@ class PKMConfig(FairseqDataclass):
         metadata={
             "help": "gradient of the values: dense works with every optimizer; sparse, with "
             "--optimizer pkm_adam, makes the cost of an update follow the rows it touches"
+        },
+    )
+    pkm_table_dtype: TABLE_DTYPES = field(
+        default="model",
+        metadata={
+            "help": "how a model that is only evaluated keeps its values: bf16, int8 with a scale "
+            "for each row, or as the model keeps all else; given when a checkpoint is loaded"
         },
     )
 

@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_options
 from pkm_fairseq.config import PKMConfig, flag
-from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
+from pkm_fairseq.modules import CompactValueTable, PKMTransformerEncoder, ProductKeyMemory
+from pkm_fairseq.ops import quantise_rows
 
 from .hub import load_interface
 
@@ -42,6 +43,12 @@ class PKMRobertaModel(RobertaModel):
             # By which fairseq's optimizers, ours among them, know the values from the rest.
             memory.values.weight.param_group = "pkm_values"
             memory.values.weight.pkm_grad = memory.values.grad
+        self._table_dtype = encoder.pkm_config.pkm_table_dtype
+        if self._table_dtype != "model":
+            tables = {memory.values for memory in self.memories().values()}
+            compact = {table: CompactValueTable(table, self._table_dtype) for table in tables}
+            for memory in self.memories().values():
+                memory.values = compact[memory.values]
         self._sparse_values = {
             name: param
             for name, param in self.named_parameters()
@@ -104,7 +111,12 @@ class PKMRobertaModel(RobertaModel):
             raise ValueError(
                 "the checkpoint was trained otherwise: remove --encoder-normalize-before"
             )
-        fitted, notes = fit_checkpoint(state_dict, self.state_dict())
+        model = self.state_dict()
+        for scales in (key for key in model if key.endswith(".pkm.values.scales")):
+            weight = scales.replace(".scales", ".weight")
+            if weight in state_dict and state_dict[weight].is_floating_point():
+                state_dict[weight], state_dict[scales] = quantise_rows(state_dict[weight])
+        fitted, notes = fit_checkpoint(state_dict, model)
         for note in notes:
             logger.info(note)
         state_dict.clear()
@@ -164,9 +176,14 @@ class PKMRobertaModel(RobertaModel):
         """Does what fairseq's RoBERTa does, unless it is trained by an optimizer that cannot.
 
         Raises:
-            ValueError: if values have sparse gradients that nobody takes.
+            ValueError: if values have sparse gradients that nobody takes, or cannot be trained.
         """
         if self.training and torch.is_grad_enabled():
+            if self._table_dtype != "model":
+                raise ValueError(
+                    f"--pkm-table-dtype {self._table_dtype} is for evaluation, its values cannot "
+                    "be trained: remove it, or call eval()"
+                )
             for values in self._sparse_values.values():
                 if values.requires_grad and not hasattr(values, "sparse_gradient_taken"):
                     raise ValueError(
