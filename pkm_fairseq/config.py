@@ -171,6 +171,11 @@ class PKMConfig(FairseqDataclass):
                 "--pkm-share-values has no effect with one memory: "
                 "remove it or name more layers in --pkm-layers"
             )
+        if self.pkm_table_dtype != "model" and not self.pkm_layers:
+            raise ValueError(
+                f"--pkm-table-dtype {self.pkm_table_dtype} has no effect without a memory: "
+                "remove it or name layers in --pkm-layers"
+            )
         if self.pkm_sync_query_norm and self.pkm_query_norm != "batch":
             raise ValueError(
                 f"--pkm-sync-query-norm has no effect with --pkm-query-norm {self.pkm_query_norm}: "

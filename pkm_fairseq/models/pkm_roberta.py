@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 class PKMRobertaModel(RobertaModel):
     """RoBERTa some of whose layers hold a large memory (Kim & Jung 2020, arXiv 2010.03881)."""
 
+    memory_class = ProductKeyMemory  # for subclasses to change
+
     def __init__(self, args, encoder):
         super().__init__(args, encoder)
         # fairseq's constructor has just redrawn every nn.Linear, the memories' own included.
@@ -87,7 +89,7 @@ class PKMRobertaModel(RobertaModel):
         for name, value in vars(config).items():
             if name.startswith("pkm_"):
                 setattr(args, name, value)
-        encoder = PKMRobertaEncoder(args, task.source_dictionary, config)
+        encoder = PKMRobertaEncoder(args, task.source_dictionary, config, cls.memory_class)
         if OmegaConf.is_config(args):
             # As RobertaModel leaves it: fairseq's trainer asks for options that do not exist.
             OmegaConf.set_struct(args, True)
@@ -227,7 +229,7 @@ class PKMRobertaModel(RobertaModel):
             ValueError: if the checkpoint does not fit, or no BPE files are given or found.
         """
         return load_interface(
-            model_name_or_path, checkpoint_file, data_name_or_path, bpe, overrides
+            cls, model_name_or_path, checkpoint_file, data_name_or_path, bpe, overrides
         )
 
     def memories(self):
@@ -246,14 +248,18 @@ class PKMRobertaEncoder(RobertaEncoder):
         args: the model's options.
         dictionary: the source dictionary.
         config: a checked ``PKMConfig``.
+        memory_class: ``ProductKeyMemory`` or a subclass.
     """
 
-    def __init__(self, args, dictionary, config):
+    def __init__(self, args, dictionary, config, memory_class):
         self.pkm_config = config
+        self._memory_class = memory_class
         super().__init__(args, dictionary)
 
     def build_encoder(self, args, dictionary, embed_tokens):
-        encoder = PKMTransformerEncoder(args, dictionary, embed_tokens, self.pkm_config)
+        encoder = PKMTransformerEncoder(
+            args, dictionary, embed_tokens, self.pkm_config, self._memory_class
+        )
         encoder.apply(init_bert_params)
         return encoder
 

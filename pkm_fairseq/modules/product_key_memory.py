@@ -74,7 +74,7 @@ class ProductKeyMemory(nn.Module):
                 f"but this memory needs {(slots_total, value_dim)}"
             )
         self.heads = heads
-        self.query = nn.Linear(input_dim, heads * key_dim)
+        self.query = self.build_query(input_dim, heads * key_dim)
         self.query_norm = build_query_norm(query_norm, heads, key_dim, sync_query_norm)
         self.query_dropout = nn.Dropout(query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
@@ -86,10 +86,19 @@ class ProductKeyMemory(nn.Module):
         )
         self.reset_parameters()
 
+    def build_query(self, input_dim, query_dim):
+        """Builds the network that makes a token's queries, of all heads: for subclasses to change.
+
+        What it has of ``nn.Linear``, and nothing else, ``reset_parameters`` draws anew.
+        """
+        return nn.Linear(input_dim, query_dim)
+
     def reset_parameters(self):
         """Draws all parameters anew: queries and read keep the scale of what they are made of."""
-        nn.init.normal_(self.query.weight, std=self.query.in_features**-0.5)
-        nn.init.zeros_(self.query.bias)
+        for layer in self.query.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                nn.init.zeros_(layer.bias)
         if hasattr(self.query_norm, "reset_parameters"):
             self.query_norm.reset_parameters()
         bound = self.subkeys.shape[-1] ** -0.5
