@@ -47,9 +47,10 @@ class PKMRobertaModel(RobertaModel):
             memory.values.weight.pkm_grad = memory.values.grad
         self._table_dtype = encoder.pkm_config.pkm_table_dtype
         if self._table_dtype != "model":
-            tables = {memory.values for memory in self.memories().values()}
+            memories = self.memories().values()
+            tables = {memory.values for memory in memories}  # one where memories share it
             compact = {table: CompactValueTable(table, self._table_dtype) for table in tables}
-            for memory in self.memories().values():
+            for memory in memories:
                 memory.values = compact[memory.values]
         self._sparse_values = {
             name: param
@@ -219,7 +220,8 @@ class PKMRobertaModel(RobertaModel):
             bpe: sentencepiece or gpt2; None for what the files given or found beside the
                 checkpoint or the data say.
             overrides: options of the checkpoint to change. ``pkm_layers=[4, 8]`` and its like give
-                a model without memory a fresh one; ``sentencepiece_model=``, or
+                a model without memory a fresh one; ``pkm_table_dtype="int8"`` or "bf16" keeps the
+                values in fewer bits, for inference; ``sentencepiece_model=``, or
                 ``gpt2_encoder_json=`` and ``gpt2_vocab_bpe=``, name the files of ``bpe``.
 
         Returns:

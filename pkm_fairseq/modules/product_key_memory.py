@@ -130,6 +130,7 @@ class ProductKeyMemory(nn.Module):
         query = self._query(tokens)  # (T, H, 2, Q)
         slots, weights = self.search(query, self.subkeys)  # (T, H, K) each
         read = self.values(slots.flatten(1), weights.flatten(1))  # (T, V)
+        # Values in fewer bits are summed in float32, whatever the model's dtype.
         return self.output(self.value_dropout(read.to(tokens.dtype)))  # (T, D)
 
     def _query(self, tokens):

@@ -71,14 +71,11 @@ class CompactValueTable(nn.Module):
         super().__init__()
         weight = table.weight.detach()
         if dtype == "int8":
-            compact, scales = quantise_rows(weight)
+            rounded, scales = quantise_rows(weight)
         else:
-            compact, scales = (
-                with_huge_pages(weight.new_empty(weight.shape, dtype=torch.bfloat16)),
-                None,
-            )
-            compact.copy_(weight)
-        self.register_buffer("weight", compact)
+            rounded, scales = torch.empty_like(weight, dtype=torch.bfloat16), None
+            with_huge_pages(rounded).copy_(weight)
+        self.register_buffer("weight", rounded)
         self.register_buffer("scales", scales)
 
     def forward(self, slots, weights):
@@ -87,10 +84,8 @@ class CompactValueTable(nn.Module):
 
     def _apply(self, fn, *args, **kwargs):
         """Moves the table as ``fn`` says, but never converts it."""
-        exact = dict(self.named_buffers())
-        super()._apply(fn, *args, **kwargs)
         for name, buffer in self.named_buffers():
-            setattr(self, name, exact[name].to(buffer.device))
+            setattr(self, name, buffer.to(fn(buffer[:0]).device))
         return self
 
     def extra_repr(self):

@@ -28,7 +28,8 @@ def main(argv=None):
     for table, of_table in results.items():
         print(f"{table:6}", *(f"{name} {value:.6g}" for name, value in of_table.items()), sep="  ")
     if of_models.json:
-        write_json(of_models.json, of_models, results=results)
+        options = argparse.Namespace(**vars(args), **vars(of_models))
+        write_json(of_models.json, options, results=results)
 
 
 def measure_models(args, of_models, results):

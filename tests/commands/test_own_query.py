@@ -13,7 +13,6 @@ from tests.commands.commands import (
     logged,
     pretraining,
     run,
-    run_until,
 )
 
 OWN = {
@@ -39,30 +38,23 @@ def test_it_starts_from_a_dense_model_and_resumes_bit_identical(data, tmp_path, 
     run("fairseq-train", *pretraining(data, dense, updates=1, arch="roberta", **MODEL))
     dense = dense / "checkpoint_last.pt"
     options = {**OWN, "pkm-init-from": dense, "save-interval-updates": 2}
-    whole = run("fairseq-train", *pretraining(data, tmp_path / "whole", updates=6, **options))
-    assert "made fresh: the memory of layers 1" in whole
-    assert logged(whole, "pkm_topk_usage", "valid")
-    command = ["fairseq-train", *pretraining(data, tmp_path / "killed", updates=6, **options)]
-    run_until(r'"num_updates": "5"', *command)
-    resumed = run(*command)
-    assert "Loaded checkpoint" in resumed
-    states = [
-        load_model_state(tmp_path / run / "checkpoint_last.pt") for run in ("whole", "killed")
-    ]
-    assert_same_state(*states)
-    shapes = {
-        name.replace(QUERY, ""): tuple(tensor.shape)
-        for name, tensor in states[0].items()
-        if name.startswith(QUERY)
-    }
-    assert shapes == {"0.weight": (32, 32), "0.bias": (32,), "2.weight": (32, 32), "2.bias": (32,)}
+    folder = tmp_path / "whole"
+    output = run("fairseq-train", *pretraining(data, folder, updates=4, **options))
+    assert "made fresh: the memory of layers 1" in output
+    assert logged(output, "pkm_topk_usage", "valid")
+    state = load_model_state(folder / "checkpoint_last.pt")
+    query = {name.replace(QUERY, "") for name in state if name.startswith(QUERY)}
+    assert query == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    options["restore-file"] = folder / "checkpoint_1_2.pt"
+    run("fairseq-train", *pretraining(data, tmp_path / "resumed", updates=4, **options))
+    assert_same_state(load_model_state(tmp_path / "resumed" / "checkpoint_last.pt"), state)
 
     monkeypatch.syspath_prepend(ROOT / "user_dir_examples")
     import own_query
 
-    hub = PKMRobertaModel.from_pretrained(str(tmp_path / "whole"), "checkpoint_last.pt", str(data))
+    hub = PKMRobertaModel.from_pretrained(str(folder), "checkpoint_last.pt", str(data))
     assert type(hub.model) is own_query.MLPQueryRobertaModel
-    assert torch.equal(hub.model.memories()[1].query[0].weight, states[0][QUERY + "0.weight"])
+    assert_same_state(hub.model.state_dict(), state)
     fresh = own_query.MLPQueryRobertaModel.from_pretrained(
         str(dense.parent), dense.name, str(data), pkm_layers=[1], pkm_subkeys=16, pkm_topk=4
     )
