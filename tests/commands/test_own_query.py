@@ -41,7 +41,7 @@ def test_it_starts_from_a_dense_model_and_resumes_bit_identical(data, tmp_path, 
     folder = tmp_path / "whole"
     output = run("fairseq-train", *pretraining(data, folder, updates=4, **options))
     assert "made fresh: the memory of layers 1" in output
-    assert logged(output, "pkm_topk_usage", "valid")
+    assert logged(output, "valid_pkm_topk_usage", "valid")
     state = load_model_state(folder / "checkpoint_last.pt")
     query = {name.replace(QUERY, "") for name in state if name.startswith(QUERY)}
     assert query == {"0.weight", "0.bias", "2.weight", "2.bias"}
