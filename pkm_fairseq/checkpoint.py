@@ -146,6 +146,7 @@ def memory_options(state):
         "--pkm-weights": weights[0] if weights else "softmax",
         "--pkm-heads-merge": "concat" if concat else "sum",
         "--pkm-gate": gate,
+        "--pkm-table-dtype": "int8" if memory + "values.scales" in state else "model",
     }
 
 

@@ -19,6 +19,7 @@ SCORES = ChoiceEnum(["dot", "cosine"])
 WEIGHTS = ChoiceEnum(["softmax", "relu", "sigmoid"])
 HEADS_MERGES = ChoiceEnum(["sum", "concat"])
 GATES = ChoiceEnum(["none", "silu", "sigmoid"])
+TABLE_DTYPES = ChoiceEnum(["model", "bf16", "int8"])
 # Options of the plugin that are not the model's: of its tasks, criterions and optimizer.
 OTHER_OPTIONS = {
     "pkm_init_from",
@@ -133,6 +134,13 @@ class PKMConfig(FairseqDataclass):
             "--optimizer pkm_adam, makes the cost of an update follow the rows it touches"
         },
     )
+    pkm_table_dtype: TABLE_DTYPES = field(
+        default="model",
+        metadata={
+            "help": "how a model that is only evaluated keeps its values: bf16, int8 with a scale "
+            "for each row, or as the model keeps all else; given when a checkpoint is loaded"
+        },
+    )
 
     @classmethod
     def from_args(cls, args):
@@ -194,6 +202,11 @@ class PKMConfig(FairseqDataclass):
             raise ValueError(
                 "--pkm-share-values has no effect with one memory: "
                 "remove it or name more layers in --pkm-layers"
+            )
+        if self.pkm_table_dtype != "model" and not self.pkm_layers:
+            raise ValueError(
+                f"--pkm-table-dtype {self.pkm_table_dtype} has no effect without a memory: "
+                "remove it or name layers in --pkm-layers"
             )
         if self.pkm_sync_query_norm and self.pkm_query_norm != "batch":
             raise ValueError(

@@ -78,6 +78,7 @@ def test_memory_options_without_a_memory_are_refused():
         ({"pkm_layers": [-1]}, "--pkm-layers -1 does not exist"),
         ({"pkm_layers": [1, 2, 1]}, "--pkm-layers 1,2,1 names a layer twice"),
         ({"pkm_layers": [1], "pkm_share_values": True}, "--pkm-share-values has no effect"),
+        ({"pkm_layers": [], "pkm_table_dtype": "bf16"}, "--pkm-table-dtype bf16 has no effect"),
         ({"pkm_layers": [1], "pkm_topk": 600}, "topk=600 exceeds subkeys=512.*--pkm-topk"),
         ({"pkm_layers": [1], "pkm_key_dim": 3}, "key_dim=3 is odd.*--pkm-key-dim"),
         ({"pkm_layers": [1], "pkm_key_dropout": 0.95}, "keeps 26 of .*lower --pkm-key-dropout"),

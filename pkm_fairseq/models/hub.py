@@ -18,8 +18,8 @@ BPE_FILES = {
 }
 
 
-def load_interface(folder, checkpoint_file, data, bpe, overrides):
-    """Does what ``PKMRobertaModel.from_pretrained`` says."""
+def load_interface(model_class, folder, checkpoint_file, data, bpe, overrides):
+    """Does what ``PKMRobertaModel.from_pretrained`` says, for it or a subclass."""
     folder = Path(folder)
     data = folder / data if str(data).startswith(".") else Path(data)
     path = folder / checkpoint_file
@@ -34,7 +34,8 @@ def load_interface(folder, checkpoint_file, data, bpe, overrides):
         "load_checkpoint_heads": True,
     }
     state = load_checkpoint_to_cpu(str(path), overrides)
-    make_ours(state.get("args") or state["cfg"].model, memory)
+    arch = next(arch for arch, model in ARCH_MODEL_REGISTRY.items() if model is model_class)
+    make_ours(state.get("args") or state["cfg"].model, memory, arch)
     drop_unknown_task_options(state.get("cfg"))
     (model,), cfg, task = load_model_ensemble_and_task([str(path)], state=state)
     return RobertaHubInterface(cfg, task, model)
@@ -78,12 +79,12 @@ def find_bpe(bpe, given, folders):
     raise ValueError(f"found no files to cut text into tokens with: give {options}")
 
 
-def make_ours(args, memory):
+def make_ours(args, memory, arch="pkm_roberta"):
     """Makes the saved options of a RoBERTa, of either command line, those of one with memory."""
     with open_dict(args) if OmegaConf.is_config(args) else nullcontext():
-        arch = getattr(args, "_name", None) or args.arch
-        if ARCH_MODEL_REGISTRY.get(arch) is RobertaModel:
-            args._name = args.arch = "pkm_roberta"
+        trained = getattr(args, "_name", None) or args.arch
+        if ARCH_MODEL_REGISTRY.get(trained) is RobertaModel:
+            args._name = args.arch = arch
         for name, value in memory.items():
             setattr(args, name, value)
 

@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_options
 from pkm_fairseq.config import PKMConfig, flag
-from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory
+from pkm_fairseq.modules import CompactValueTable, PKMTransformerEncoder, ProductKeyMemory
+from pkm_fairseq.ops import quantise_rows
 
 from .hub import load_interface
 
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 class PKMRobertaModel(RobertaModel):
     """RoBERTa some of whose layers hold a large memory (Kim & Jung 2020, arXiv 2010.03881)."""
 
+    memory_class = ProductKeyMemory  # for subclasses to change
+
     def __init__(self, args, encoder):
         super().__init__(args, encoder)
         # fairseq's constructor has just redrawn every nn.Linear, the memories' own included.
@@ -42,6 +45,13 @@ class PKMRobertaModel(RobertaModel):
             # By which fairseq's optimizers, ours among them, know the values from the rest.
             memory.values.weight.param_group = "pkm_values"
             memory.values.weight.pkm_grad = memory.values.grad
+        self._table_dtype = encoder.pkm_config.pkm_table_dtype
+        if self._table_dtype != "model":
+            memories = self.memories().values()
+            tables = {memory.values for memory in memories}  # one where memories share it
+            compact = {table: CompactValueTable(table, self._table_dtype) for table in tables}
+            for memory in memories:
+                memory.values = compact[memory.values]
         self._sparse_values = {
             name: param
             for name, param in self.named_parameters()
@@ -80,7 +90,7 @@ class PKMRobertaModel(RobertaModel):
         for name, value in vars(config).items():
             if name.startswith("pkm_"):
                 setattr(args, name, value)
-        encoder = PKMRobertaEncoder(args, task.source_dictionary, config)
+        encoder = PKMRobertaEncoder(args, task.source_dictionary, config, cls.memory_class)
         if OmegaConf.is_config(args):
             # As RobertaModel leaves it: fairseq's trainer asks for options that do not exist.
             OmegaConf.set_struct(args, True)
@@ -104,7 +114,12 @@ class PKMRobertaModel(RobertaModel):
             raise ValueError(
                 "the checkpoint was trained otherwise: remove --encoder-normalize-before"
             )
-        fitted, notes = fit_checkpoint(state_dict, self.state_dict())
+        model = self.state_dict()
+        for scales in (key for key in model if key.endswith(".pkm.values.scales")):
+            weight = scales.replace(".scales", ".weight")
+            if weight in state_dict and state_dict[weight].is_floating_point():
+                state_dict[weight], state_dict[scales] = quantise_rows(state_dict[weight])
+        fitted, notes = fit_checkpoint(state_dict, model)
         for note in notes:
             logger.info(note)
         state_dict.clear()
@@ -164,9 +179,14 @@ class PKMRobertaModel(RobertaModel):
         """Does what fairseq's RoBERTa does, unless it is trained by an optimizer that cannot.
 
         Raises:
-            ValueError: if values have sparse gradients that nobody takes.
+            ValueError: if values have sparse gradients that nobody takes, or cannot be trained.
         """
         if self.training and torch.is_grad_enabled():
+            if self._table_dtype != "model":
+                raise ValueError(
+                    f"--pkm-table-dtype {self._table_dtype} is for evaluation, its values cannot "
+                    "be trained: remove it, or call eval()"
+                )
             for values in self._sparse_values.values():
                 if values.requires_grad and not hasattr(values, "sparse_gradient_taken"):
                     raise ValueError(
@@ -200,7 +220,8 @@ class PKMRobertaModel(RobertaModel):
             bpe: sentencepiece or gpt2; None for what the files given or found beside the
                 checkpoint or the data say.
             overrides: options of the checkpoint to change. ``pkm_layers=[4, 8]`` and its like give
-                a model without memory a fresh one; ``sentencepiece_model=``, or
+                a model without memory a fresh one; ``pkm_table_dtype="int8"`` or "bf16" keeps the
+                values in fewer bits, for inference; ``sentencepiece_model=``, or
                 ``gpt2_encoder_json=`` and ``gpt2_vocab_bpe=``, name the files of ``bpe``.
 
         Returns:
@@ -210,7 +231,7 @@ class PKMRobertaModel(RobertaModel):
             ValueError: if the checkpoint does not fit, or no BPE files are given or found.
         """
         return load_interface(
-            model_name_or_path, checkpoint_file, data_name_or_path, bpe, overrides
+            cls, model_name_or_path, checkpoint_file, data_name_or_path, bpe, overrides
         )
 
     def memories(self):
@@ -229,14 +250,18 @@ class PKMRobertaEncoder(RobertaEncoder):
         args: the model's options.
         dictionary: the source dictionary.
         config: a checked ``PKMConfig``.
+        memory_class: ``ProductKeyMemory`` or a subclass.
     """
 
-    def __init__(self, args, dictionary, config):
+    def __init__(self, args, dictionary, config, memory_class):
         self.pkm_config = config
+        self._memory_class = memory_class
         super().__init__(args, dictionary)
 
     def build_encoder(self, args, dictionary, embed_tokens):
-        encoder = PKMTransformerEncoder(args, dictionary, embed_tokens, self.pkm_config)
+        encoder = PKMTransformerEncoder(
+            args, dictionary, embed_tokens, self.pkm_config, self._memory_class
+        )
         encoder.apply(init_bert_params)
         return encoder
 

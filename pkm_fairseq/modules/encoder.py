@@ -18,11 +18,13 @@ class PKMTransformerEncoder(TransformerEncoder):
         dictionary: the source dictionary.
         embed_tokens: the token embedding.
         config: a checked ``PKMConfig``.
+        memory_class: ``ProductKeyMemory`` or a subclass.
     """
 
-    def __init__(self, args, dictionary, embed_tokens, config):
+    def __init__(self, args, dictionary, embed_tokens, config, memory_class=ProductKeyMemory):
         # fairseq builds the layers inside its constructor and does not say which one it asks for.
         self.pkm_config = config
+        self._memory_class = memory_class
         self._layer_indices = count()
         self._memories = []
         super().__init__(args, dictionary, embed_tokens)
@@ -51,7 +53,7 @@ class PKMTransformerEncoder(TransformerEncoder):
         config = self.pkm_config
         share = config.pkm_share_values and self._memories
         try:
-            memory = ProductKeyMemory(
+            memory = self._memory_class(
                 input_dim,
                 subkeys=config.pkm_subkeys,
                 heads=config.pkm_heads,

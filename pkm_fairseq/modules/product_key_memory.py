@@ -96,7 +96,7 @@ class ProductKeyMemory(nn.Module):
                 f"but this memory needs {(slots_total, value_dim)}"
             )
         self.heads = heads
-        self.query = nn.Linear(input_dim, heads * key_dim)
+        self.query = self.build_query(input_dim, heads * key_dim)
         self.query_norm = build_query_norm(query_norm, heads, key_dim, sync_query_norm)
         self.query_dropout = nn.Dropout(query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
@@ -112,10 +112,19 @@ class ProductKeyMemory(nn.Module):
         self.output = nn.Linear(read_dim, input_dim, bias=False) if project else nn.Identity()
         self.reset_parameters()
 
+    def build_query(self, input_dim, query_dim):
+        """Builds the network that makes a token's queries, of all heads: for subclasses to change.
+
+        What it has of ``nn.Linear``, and nothing else, ``reset_parameters`` draws anew.
+        """
+        return nn.Linear(input_dim, query_dim)
+
     def reset_parameters(self):
         """Draws all parameters anew: queries and read keep the scale of what they are made of."""
-        nn.init.normal_(self.query.weight, std=self.query.in_features**-0.5)
-        nn.init.zeros_(self.query.bias)
+        for layer in self.query.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                nn.init.zeros_(layer.bias)
         for part in (self.query_norm, self.search.cosine, self.gate):
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()
@@ -147,7 +156,9 @@ class ProductKeyMemory(nn.Module):
         """Reads the memory for ``tokens``, (T, D)."""
         query = self._query(tokens)  # (T, H, 2, Q)
         slots, weights = self.search(query, self.subkeys)  # (T, H, K) each
-        read = self.value_dropout(self._sum_values(slots, weights))  # (T, R)
+        # Values in fewer bits are summed in float32, whatever the model's dtype.
+        read = self._sum_values(slots, weights).to(tokens.dtype)  # (T, R)
+        read = self.value_dropout(read)
         if self.gate is not None:
             read = self.gate(read, tokens)  # (T, R)
         return self.output(read)  # (T, D)

@@ -3,7 +3,13 @@
 import torch
 from torch import nn
 
-from pkm_fairseq.ops import KeptDenseGradient, KeptSparseGradient, weighted_bag
+from pkm_fairseq.ops import (
+    KeptDenseGradient,
+    KeptSparseGradient,
+    compact_bag,
+    quantise_rows,
+    weighted_bag,
+)
 from pkm_fairseq.ops.cpu import with_huge_pages
 
 GRADIENTS = {"dense": KeptDenseGradient, "sparse": KeptSparseGradient}
@@ -51,3 +57,39 @@ class ValueTable(nn.Module):
     def extra_repr(self):
         slots, value_dim = self.weight.shape
         return f"{slots}, {value_dim}, init={self.init}, grad={self.grad}"
+
+
+class CompactValueTable(nn.Module):
+    """The rows of a ``ValueTable`` in fewer bits, which can be read but not trained.
+
+    They keep their bits under any dtype of the model.
+
+    Args:
+        table: the ``ValueTable``.
+        dtype: bf16, or int8: each row in multiples of a 127th of its largest number.
+    """
+
+    def __init__(self, table, dtype):
+        super().__init__()
+        weight = table.weight.detach()
+        if dtype == "int8":
+            rounded, scales = quantise_rows(weight)
+        else:
+            rounded, scales = torch.empty_like(weight, dtype=torch.bfloat16), None
+            with_huge_pages(rounded).copy_(weight)
+        self.register_buffer("weight", rounded)
+        self.register_buffer("scales", scales)
+
+    def forward(self, slots, weights):
+        """Reads the rows ``slots``, (T, n), times ``weights``, (T, n): (T, value-dim), float32."""
+        return compact_bag(self.weight, slots, weights, self.scales)
+
+    def _apply(self, fn, *args, **kwargs):
+        """Moves the table as ``fn`` says, but never converts it."""
+        for name, buffer in self.named_buffers():
+            setattr(self, name, buffer.to(fn(buffer[:0]).device))
+        return self
+
+    def extra_repr(self):
+        slots, value_dim = self.weight.shape
+        return f"{slots}, {value_dim}, {self.weight.dtype}"

@@ -6,6 +6,8 @@ from .row_adam import new_row_state, row_adam_
 from .weighted_bag import (
     KeptDenseGradient,
     KeptSparseGradient,
+    compact_bag,
+    quantise_rows,
     touched_row_gradients,
     weighted_bag,
 )
@@ -13,9 +15,11 @@ from .weighted_bag import (
 __all__ = [
     "KeptDenseGradient",
     "KeptSparseGradient",
+    "compact_bag",
     "new_row_state",
     "product_key_search",
     "product_key_topk",
+    "quantise_rows",
     "row_adam_",
     "touched_row_gradients",
     "weighted_bag",

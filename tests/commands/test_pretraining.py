@@ -54,6 +54,37 @@ def test_fairseq_validate_gives_the_loss_that_training_gave(trained, data):
     assert logged(validated, "valid_loss", "valid") == logged(output, "valid_loss", "valid")[-1:]
 
 
+def test_a_checkpoint_is_evaluated_with_int8_values_and_not_trained(trained, data, tmp_path):
+    folder, output = trained
+    option = {"pkm_table_dtype": "int8"}
+    validated = run(
+        *("fairseq-validate", data, "--user-dir", "pkm_fairseq", "--task", "masked_lm", "--cpu"),
+        *("--path", folder / "checkpoint_last.pt", "--batch-size", 8, "--num-workers", 0),
+        *("--skip-invalid-size-inputs-valid-test", "--log-format", "json"),
+        *("--required-batch-size-multiple", 1, "--data-buffer-size", 0),
+        *("--model-overrides", {**option, "model": option}),
+    )
+    assert "256, 32, torch.int8" in validated
+    losses = [logged(printed, "valid_loss", "valid")[-1] for printed in (validated, output)]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), abs=0.01)
+
+    load = PKMRobertaModel.from_pretrained
+    hub, rounded = (
+        load(str(folder), "checkpoint_last.pt", str(data), **options).eval()
+        for options in ({}, option)
+    )
+    assert rounded.model.memories()[1].values.weight.dtype == torch.int8
+    tokens = hub.encode("The assert statement")
+    features, of_rounded = (model.extract_features(tokens) for model in (hub, rounded))
+    assert not torch.equal(of_rounded, features)
+    torch.testing.assert_close(of_rounded, features, rtol=0, atol=0.05)
+
+    options = {**OURS, "pkm-table-dtype": "int8"}
+    refused = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options), fails=True)
+    expected = "ValueError: --pkm-table-dtype int8 is for evaluation"
+    assert refused.splitlines()[-1].startswith(expected)
+
+
 def test_a_run_killed_and_resumed_ends_bit_identical_to_one_that_was_not(data, tmp_path):
     # The kill comes in the middle of the second epoch.
     options = {**OURS, "save-interval-updates": 10, "keep-interval-updates": 1}

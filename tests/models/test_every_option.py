@@ -71,6 +71,7 @@ def options(draw):
         "pkm_key_dropout": st.sampled_from([0, 0.5, 1 - topk / subkeys]),
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
         **dict.fromkeys(SWITCHES, st.booleans()),
+        "pkm_table_dtype": st.just("model"),  # the others cannot be trained
     }
     assert memory.keys() == OPTIONS.keys(), "an option is never drawn"
     return draw(st.fixed_dictionaries({**memory, **ROBERTA}))

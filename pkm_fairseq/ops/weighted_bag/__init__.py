@@ -2,6 +2,7 @@
 
 from pkm_fairseq.compiling import not_compiled
 
+from .compact import compact_bag, quantise_rows
 from .gradients import (
     KeptDenseGradient,
     KeptSparseGradient,
@@ -42,4 +43,11 @@ def weighted_bag(values, slots, weights, gradient=dense_gradient):
     return WeightedBag.apply(values, slots, weights, gradient)
 
 
-__all__ = ["KeptDenseGradient", "KeptSparseGradient", "touched_row_gradients", "weighted_bag"]
+__all__ = [
+    "KeptDenseGradient",
+    "KeptSparseGradient",
+    "compact_bag",
+    "quantise_rows",
+    "touched_row_gradients",
+    "weighted_bag",
+]

@@ -6,7 +6,8 @@ A = T * n accesses.
 
 import numpy as np
 import torch
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 
 from ..cpu import compiled, follow_torch_threads
 
@@ -15,12 +16,17 @@ RADIX_BITS = 11
 
 
 def kernel_bag(values, slots, weights):
-    """Does what ``weighted_bag`` does, for float32 tables: fast where rows are wide."""
+    """Does what ``weighted_bag`` does for float32 tables, fast where rows are wide.
+
+    It does what ``compact_bag`` does for tables of int8 and bfloat16.
+    """
     follow_torch_threads()
     slots = slots.long()
     if slots.numel() and not 0 <= slots.amin() <= slots.amax() < len(values):
         raise IndexError("a slot is not in the table")
-    output = values.new_empty(len(slots), values.shape[1])
+    if values.dtype == torch.bfloat16:
+        values = values.view(torch.int16)
+    output = values.new_empty(len(slots), values.shape[1], dtype=torch.float32)
     sum_rows(
         values.detach().numpy(),
         slots.contiguous().numpy(),
@@ -28,6 +34,18 @@ def kernel_bag(values, slots, weights):
         output.numpy(),
     )
     return output
+
+
+def number(entry):
+    """Reads an entry of a table: int16 stands for bfloat16, which numba does not know."""
+
+
+@overload(number)
+def compiled_number(entry):
+    # A bfloat16 is the upper half of a float32.
+    if entry == types.int16:
+        return lambda entry: np.uint32(np.uint32(entry) << 16).view(np.float32)
+    return lambda entry: entry
 
 
 @compiled(parallel=True, fastmath={"contract"})
@@ -48,12 +66,15 @@ def sum_rows(values, slots, weights, output):
             row6, row7 = values[slots[t, i + 6]], values[slots[t, i + 7]]
             w0, w1, w2, w3, w4, w5, w6, w7 = [weights[t, i + j] for j in range(8)]
             for d in range(len(total)):
-                first = w0 * row0[d] + w1 * row1[d] + w2 * row2[d] + w3 * row3[d]
-                total[d] += first + (w4 * row4[d] + w5 * row5[d] + w6 * row6[d] + w7 * row7[d])
+                first = w0 * number(row0[d]) + w1 * number(row1[d])
+                second = w2 * number(row2[d]) + w3 * number(row3[d])
+                third = w4 * number(row4[d]) + w5 * number(row5[d])
+                fourth = w6 * number(row6[d]) + w7 * number(row7[d])
+                total[d] += (first + second) + (third + fourth)
         for i in range(eights, n):
             row, weight = values[slots[t, i]], weights[t, i]
             for d in range(len(total)):
-                total[d] += weight * row[d]
+                total[d] += weight * number(row[d])
 
 
 def kernel_clear(table, rows):

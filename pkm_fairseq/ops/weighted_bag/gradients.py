@@ -27,7 +27,7 @@ class WeightedBag(torch.autograd.Function):
         if use_gpu_kernels(values):
             from .triton_kernels import kernel_bag
 
-            return kernel_bag(values, slots, weights)
+            return kernel_bag(values, slots, weights, values.dtype)
         if values.shape[1] >= WIDE and has_kernels(values):
             from .cpu_kernels import kernel_bag
 

@@ -17,12 +17,12 @@ MOST_COLUMNS = 2048
 PIECE = 64
 
 
-def kernel_bag(values, slots, weights):
-    """Does what ``weighted_bag`` does."""
+def kernel_bag(values, slots, weights, dtype=torch.float32):
+    """Does what ``weighted_bag`` does, or ``compact_bag``; returns ``dtype``."""
     check_slots(slots, values)
     values, slots, weights = values.contiguous(), slots.contiguous(), weights.contiguous()
     (tokens, n), dim = slots.shape, values.shape[1]
-    output = values.new_empty(tokens, dim)
+    output = values.new_empty(tokens, dim, dtype=dtype)
     columns = narrow_columns(dim)
     if output.numel():
         with torch.cuda.device_of(values):
@@ -62,7 +62,7 @@ def sum_rows(values, slots, weights, output, n, dim, ROWS: tl.constexpr, COLUMNS
         i = first + tl.arange(0, ROWS)
         slot = tl.load(slots + token * n + i, mask=i < n, other=0).to(tl.int64)
         weight = tl.load(weights + token * n + i, mask=i < n, other=0)
-        weight = weight.to(values.dtype.element_ty).to(tl.float32)
+        weight = weight.to(output.dtype.element_ty).to(tl.float32)
         rows = tl.load(
             values + slot[:, None] * dim + columns[None, :],
             mask=(i < n)[:, None] & in_row[None, :],
