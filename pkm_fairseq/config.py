@@ -18,6 +18,8 @@ GRADIENTS = ChoiceEnum(["dense", "sparse"])
 # Options of the plugin that are not the model's: of its tasks, criterions and optimizer.
 OTHER_OPTIONS = {
     "pkm_init_from",
+    "pkm_train_slots",
+    "pkm_freeze_rest",
     "pkm_usage_per_head",
     "pkm_drift_tokens",
     "pkm_values_lr",

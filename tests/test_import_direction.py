@@ -14,13 +14,14 @@ ALLOWED = {
     "checkpoint_files": set(),
     "config": set(),
     "scores": set(),
+    "slot_lists": set(),
     "usage": set(),
     "compiling": set(),
     "workers": set(),
     "monitor": {"usage"},
     "pictures": {"usage"},
     "criterions": {"config"},
-    "tasks": {"config", "monitor", "pictures", "scores"},
+    "tasks": {"config", "monitor", "pictures", "scores", "slot_lists"},
     "ops": {"compiling", "workers"},
     "modules": {"checkpoint", "compiling", "config", "ops", "workers"},
     "optim": {"ops", "workers"},
@@ -28,7 +29,7 @@ ALLOWED = {
 }
 FAIRSEQ_FREE = {
     *("checkpoint", "compiling", "monitor", "ops"),
-    *("pictures", "scores", "usage", "workers"),
+    *("pictures", "scores", "slot_lists", "usage", "workers"),
 }
 
 

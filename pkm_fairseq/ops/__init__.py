@@ -6,6 +6,7 @@ from .row_adam import new_row_state, row_adam_
 from .weighted_bag import (
     KeptDenseGradient,
     KeptSparseGradient,
+    gradient_of_rows,
     touched_row_gradients,
     weighted_bag,
 )
@@ -13,6 +14,7 @@ from .weighted_bag import (
 __all__ = [
     "KeptDenseGradient",
     "KeptSparseGradient",
+    "gradient_of_rows",
     "new_row_state",
     "product_key_search",
     "product_key_topk",
