@@ -1,7 +1,7 @@
 """Lists of slots to train: how slots are ranked, and the file of a list; pure functions.
 
-S slots of a table, R of them listed. A table goes by the layers whose memories read it: one layer, or
-several with ``--pkm-share-values``.
+S slots of a table, R of them listed. A table goes by the layers whose memories read it: one layer,
+or several with ``--pkm-share-values``.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ import torch
 def tf_idf(accesses, batches_with, batches):
     """Scores slots by how much more the new data access them than a background does.
 
-    A slot's share of all accesses on the new data, times log((B + 1) / (B_s + 1)), where B_s of the B
-    batches of the background access the slot: 0 for a slot that the new data never access, or that
-    every batch of the background does.
+    A slot's share of all accesses on the new data, times log((B + 1) / (B_s + 1)), where B_s of the
+    B batches of the background access the slot: 0 for a slot that the new data never access, or
+    that every batch of the background does.
 
     Args:
         accesses: how often the new data access each slot, (S,).
@@ -25,8 +25,8 @@ def tf_idf(accesses, batches_with, batches):
     Returns:
         The scores, (S,), float64.
 
-    Source: Lin et al. 2025 (arXiv 2510.15103), "Sparse memory finetuning". They score each batch of
-    the new data by itself, as it is trained on; here the new data are scored as a whole, beforehand.
+    Source: Lin et al. 2025 (arXiv 2510.15103), "Sparse memory finetuning". They score each batch
+    of the new data by itself, as it is trained on; here the new data count as a whole, beforehand.
     """
     share = accesses.double() / accesses.sum().clamp(min=1)
     return share * ((batches + 1) / (batches_with.double() + 1)).log()
@@ -87,7 +87,7 @@ def read_slots(path, sizes):
 
 
 def digest(tables):
-    """Returns a short text that is the same for the same list of slots, as ``read_slots`` reads it."""
+    """Returns a short text that tells lists apart, which are as ``read_slots`` returns them."""
     text = json.dumps([[layers, slots.tolist()] for layers, slots in sorted(tables.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -19,8 +19,8 @@ class TrainPartConfig(FairseqDataclass):
     pkm_train_slots: Optional[str] = field(
         default=None,
         metadata={
-            "help": "list of slots, made by python -m pkm_fairseq.slots: of the memories' values only "
-            "these are trained, and all others stay as they are to the bit"
+            "help": "list of slots, made by python -m pkm_fairseq.slots: of the values these alone "
+            "are trained, and all others stay as they are to the bit"
         },
     )
     pkm_freeze_rest: bool = field(
@@ -78,7 +78,7 @@ class TrainPartTask(FairseqTask):
             group[STATE_NAME] = self._list
         if group.get(STATE_NAME) != self._list:
             raise ValueError(
-                "the checkpoint's optimizer is of another --pkm-train-slots: give the list that it was "
-                "trained with, or forget its state with --reset-optimizer"
+                "the checkpoint's optimizer is of another --pkm-train-slots: give the list that it "
+                "was trained with, or forget its state with --reset-optimizer"
             )
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
