@@ -1,8 +1,8 @@
 """Lists the slots that new data access much more than a background does, for --pkm-train-slots.
 
 The score of a slot is its TF-IDF (Lin et al. 2025, arXiv 2510.15103): its share of all accesses on
-the new data, times log((B + 1) / (B_s + 1)), where B_s of the B batches of the background access it.
-The list has the best slots of each table of values. Data are GLUE's, as scripts/glue/prepare.py
+the new data, times log((B + 1) / (B_s + 1)), where B_s of the B batches of the background access
+it. The list has the best slots of each table of values. Data are GLUE's, as scripts/glue/prepare.py
 makes them, or text, whatever the checkpoint was trained on.
 """
 
@@ -107,8 +107,8 @@ def list_slots(args):
         lines.append(
             f"layer {name}: {len(slots):,} of {len(accesses):,} slots "
             f"({len(slots) / len(accesses):.1%}), with {_share(accesses, slots):.1%} of the "
-            f"accesses on the new data and {_share(others, slots):.1%} of those on the background, of which "
-            f"a batch accesses {batches_with.double().mean() / batches:.1%} of all slots"
+            f"accesses on the new data and {_share(others, slots):.1%} of those on the "
+            f"background, of which a batch accesses {batches_with.double().mean() / batches:.1%} of all slots"
         )
     origin = {
         "checkpoint": str(checkpoint.file),

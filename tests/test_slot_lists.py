@@ -75,6 +75,6 @@ def test_what_is_no_list_is_refused(tmp_path, content):
         read_slots(path, SIZES)
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         read_slots(tmp_path / "none.json", SIZES)
+    path.write_text('{"pkm_slots": []}')
     with pytest.raises(ValueError, match="slots of no layer"):
-        path.write_text('{"pkm_slots": []}')
         read_slots(path, SIZES)

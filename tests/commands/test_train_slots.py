@@ -58,7 +58,9 @@ def test_the_list_is_that_of_the_accesses(start, slots, data):
         sentencepiece_model=str(data / "sentencepiece.bpe.model"),
     ).eval()
     hub.task.load_dataset("valid")
-    batches = hub.task.get_batch_iterator(hub.task.dataset("valid"), max_sentences=4)
+    batches = hub.task.get_batch_iterator(
+        hub.task.dataset("valid"), max_sentences=4, max_positions=32, ignore_invalid_inputs=True
+    )
     read = {0: [], 1: []}
     for batch in batches.next_epoch_itr(shuffle=False):
         with torch.no_grad(), observe_reads(hub.model.memories()) as reads:
@@ -78,7 +80,8 @@ def test_the_list_is_that_of_the_accesses(start, slots, data):
 def train(data, start, slots, save_dir, updates=4, **options):
     options = {**OURS, "pkm-train-slots": slots[0], "save-interval-updates": 2, **options}
     options = {"finetune-from-model": start, "update-freq": 2, "clip-norm": 0.1, **options}
-    return ["fairseq-train", *pretraining(data, save_dir, updates=updates, **options)]
+    arguments = pretraining(data, save_dir, updates=updates, **options)
+    return ["fairseq-train", *arguments, "--disable-validation"]
 
 
 def assert_only_the_slots_moved(before, after, slots):
@@ -89,11 +92,8 @@ def assert_only_the_slots_moved(before, after, slots):
         assert len(moved) > len(listed) / 2
 
 
-@pytest.mark.parametrize("grad", ["dense", "sparse"])
-def test_all_other_rows_stay_and_a_resumed_run_ends_bit_identical(
-    data, start, slots, tmp_path, grad
-):
-    options = {"optimizer": "pkm_adam", "pkm-grad": grad, "pkm-values-weight-decay": 0.5}
+def test_all_other_rows_stay_and_a_resumed_run_ends_bit_identical(data, start, slots, tmp_path):
+    options = {"optimizer": "pkm_adam", "pkm-grad": "sparse", "pkm-values-weight-decay": 0.5}
     run(*train(data, start, slots, tmp_path / "whole", **options))
     before, after = load_model_state(start), load_model_state(tmp_path / "whole/checkpoint_last.pt")
     assert before.keys() == after.keys()
@@ -106,14 +106,11 @@ def test_all_other_rows_stay_and_a_resumed_run_ends_bit_identical(
     (tmp_path / "again").mkdir()
     half = tmp_path / "again/checkpoint_last.pt"
     shutil.copy(tmp_path / "whole/checkpoint_1_2.pt", half)
-    if grad == "dense":
-        other = tmp_path / "other.json"
-        other.write_text(slots[0].read_text().replace(f"[{slots[1][0][0]}, ", "[", 1))
-        for path in (other, False):
-            options["pkm-train-slots"] = path
-            refused = run(*train(data, start, slots, half.parent, **options), fails=True)
-            assert "is of another --pkm-train-slots" in refused.splitlines()[-1]
-        options["pkm-train-slots"] = slots[0]
+    other = tmp_path / "other.json"
+    other.write_text(slots[0].read_text().replace(f"[{slots[1][0][0]}, ", "[", 1))
+    changed = {**options, "pkm-train-slots": other}
+    refused = run(*train(data, start, slots, half.parent, **changed), fails=True)
+    assert "is of another --pkm-train-slots" in refused.splitlines()[-1]
     resumed = run(*train(data, start, slots, half.parent, **options))
     assert logged(resumed, "num_updates") == ["3", "4"]
     assert_same_state(load_model_state(half), after)
