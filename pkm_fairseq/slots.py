@@ -108,7 +108,8 @@ def list_slots(args):
             f"layer {name}: {len(slots):,} of {len(accesses):,} slots "
             f"({len(slots) / len(accesses):.1%}), with {_share(accesses, slots):.1%} of the "
             f"accesses on the new data and {_share(others, slots):.1%} of those on the "
-            f"background, of which a batch accesses {batches_with.double().mean() / batches:.1%} of all slots"
+            f"background, of which a batch accesses {batches_with.double().mean() / batches:.1%} "
+            "of all slots"
         )
     origin = {
         "checkpoint": str(checkpoint.file),
