@@ -87,12 +87,14 @@ class ValueTable(nn.Module):
         return self.weight if self.rows is None else self.rows
 
     def _merge(self):
-        # ``data``: what autograd keeps for the backward pass does not change by it.
-        self.weight.data.index_copy_(0, self._slots, self.rows.data)
+        """Takes the trained rows over into ``weight``."""
+        # Of a copy that is not trained, fairseq's average of the model, ``weight`` is what counts.
+        if self.rows is not None and self.rows.requires_grad:
+            # ``data``: what autograd keeps for the backward pass does not change by it.
+            self.weight.data.index_copy_(0, self._slots, self.rows.data)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        if self.rows is not None:
-            self._merge()
+        self._merge()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(prefix + "rows", None)
 
