@@ -74,13 +74,9 @@ def parse_args():
 def list_slots(args):
     """Ranks the slots, writes the list and prints what it holds."""
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
-    options = []
-
-    def make_task(cfg):
-        options.append(cfg)
-        return task_for(args.data, cfg)
-
-    checkpoint = open_checkpoint(args.checkpoint, args.data, make_task)
+    checkpoint = open_checkpoint(
+        args.checkpoint, args.data, make_task=lambda cfg: task_for(args.data, cfg)
+    )
     model = checkpoint.model.to(device).eval()
 
     def count(folder, task, most=None):
@@ -92,7 +88,7 @@ def list_slots(args):
         return count_accesses(model, data, str(folder), most)
 
     # First the backgrounds' tasks, so that a wrong folder is refused before the work.
-    tasks = {folder: task_for(folder, options[0]) for folder in args.background}
+    tasks = {folder: task_for(folder, checkpoint.cfg) for folder in args.background}
     new, _ = count(args.data, checkpoint.task)
     found = [count(folder, task, args.background_batches) for folder, task in tasks.items()]
     batches = sum(of_folder for _, of_folder in found)

@@ -150,7 +150,7 @@ def make_steps(args, model, positions):
     """Returns the steps, each after those it needs."""
     steps = []
     for seed in args.seeds:
-        old, slots = f"old.{seed}", args.dest / f"slots.{seed}" / "slots.json"
+        old, slots = f"old.{seed}", args.dest / f"list.{seed}" / "slots.json"
         steps.append(finetune(args, model, positions, old, args.old, seed, args.old_updates))
         steps.append(score(args, positions, old))
         command = (

@@ -19,6 +19,7 @@ class Checkpoint:
         tensorboard: its training's --tensorboard-logdir, None if that is not there.
         model: the model.
         task: the task.
+        cfg: the options it was trained with.
     """
 
     file: Path
@@ -26,6 +27,7 @@ class Checkpoint:
     tensorboard: Optional[Path]
     model: object
     task: object
+    cfg: object
 
 
 def open_checkpoint(path, data, make_task=None):
@@ -67,6 +69,7 @@ def open_checkpoint(path, data, make_task=None):
         tensorboard=next((logdir for logdir in logdirs if logdir.is_dir()), None),
         model=model,
         task=task,
+        cfg=cfg,
     )
 
 

@@ -35,6 +35,8 @@ class TrainPartConfig(FairseqDataclass):
 class TrainPartTask(FairseqTask):
     """Trains the part of the model that the options say (Lin et al. 2025, arXiv 2510.15103)."""
 
+    _list = None  # what tells the list of slots from others, if there is one
+
     def build_model(self, cfg, from_checkpoint=False):
         """Builds the model and chooses what of it is trained.
 
@@ -42,7 +44,6 @@ class TrainPartTask(FairseqTask):
             ValueError: if it has no memory, or an option cannot work, naming what to change.
         """
         model = super().build_model(cfg, from_checkpoint)
-        self._list = None
         # A model that is loaded for use is not trained, and its list may be gone.
         if not from_checkpoint:
             self._choose_part(model)
