@@ -59,6 +59,13 @@ def test_the_gradient_is_that_of_the_listed_rows_of_all(options):
             assert_close(model.get_parameter(name).grad, param.grad)
 
 
+def test_a_batch_that_counts_for_nothing_touches_no_row():
+    model = make_model(pkm_grad="sparse")
+    model.tables()[(1,)].rows.sparse_gradient_taken = True
+    go_back(model, scale=0.0)
+    assert model.tables()[(1,)].rows.grad._nnz() == 0
+
+
 @pytest.mark.parametrize("grad", ["dense", "sparse"])
 @pytest.mark.parametrize("options", [{}, SHARED], ids=str)
 @pytest.mark.parametrize("half", [False, True])
