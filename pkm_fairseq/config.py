@@ -23,6 +23,8 @@ TABLE_DTYPES = ChoiceEnum(["model", "bf16", "int8"])
 # Options of the plugin that are not the model's: of its tasks, criterions and optimizer.
 OTHER_OPTIONS = {
     "pkm_init_from",
+    "pkm_train_slots",
+    "pkm_freeze_rest",
     "pkm_usage_per_head",
     "pkm_drift_tokens",
     "pkm_values_lr",

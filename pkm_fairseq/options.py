@@ -10,7 +10,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.criterions import UsageConfig
 from pkm_fairseq.optim import PKMAdamConfig
-from pkm_fairseq.tasks import InitFromConfig
+from pkm_fairseq.tasks import InitFromConfig, TrainPartConfig
 
 
 def options_parser():
@@ -30,6 +30,7 @@ def options_parser():
         "tasks pkm_masked_lm and pkm_sentence_prediction (--task; under task:)"
     )
     gen_parser_from_dataclass(group, InitFromConfig())
+    gen_parser_from_dataclass(group, TrainPartConfig())
     group = parser.add_argument_group(
         "criterions pkm_masked_lm and pkm_sentence_prediction (--criterion; under criterion:)"
     )

@@ -15,13 +15,14 @@ ALLOWED = {
     "config": set(),
     "files": set(),
     "scores": set(),
+    "slot_lists": {"files"},
     "usage": set(),
     "compiling": set(),
     "workers": set(),
     "monitor": {"usage"},
     "pictures": {"usage"},
     "criterions": {"config"},
-    "tasks": {"config", "monitor", "pictures", "scores"},
+    "tasks": {"config", "monitor", "pictures", "scores", "slot_lists"},
     "ops": {"compiling", "workers"},
     "modules": {"checkpoint", "compiling", "config", "ops", "workers"},
     "optim": {"ops", "workers"},
@@ -29,7 +30,7 @@ ALLOWED = {
 }
 FAIRSEQ_FREE = {
     *("checkpoint", "compiling", "files", "monitor", "ops"),
-    *("pictures", "scores", "usage", "workers"),
+    *("pictures", "scores", "slot_lists", "usage", "workers"),
 }
 
 

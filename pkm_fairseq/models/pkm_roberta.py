@@ -42,20 +42,31 @@ class PKMRobertaModel(RobertaModel):
         # fairseq's constructor has just redrawn every nn.Linear, the memories' own included.
         for memory in self.memories().values():
             memory.reset_parameters()
-            # By which fairseq's optimizers, ours among them, know the values from the rest.
-            memory.values.weight.param_group = "pkm_values"
-            memory.values.weight.pkm_grad = memory.values.grad
+        self._frozen = False
+        self._mark_values()
         self._table_dtype = encoder.pkm_config.pkm_table_dtype
         if self._table_dtype != "model":
-            memories = self.memories().values()
-            tables = {memory.values for memory in memories}  # one where memories share it
-            compact = {table: CompactValueTable(table, self._table_dtype) for table in tables}
-            for memory in memories:
-                memory.values = compact[memory.values]
+            self._compact_tables()
+
+    def _compact_tables(self):
+        """Puts a copy in fewer bits, which has no parameter, in the place of each table."""
+        memories = self.memories().values()
+        tables = {memory.values for memory in memories}  # one where memories share it
+        compact = {table: CompactValueTable(table, self._table_dtype) for table in tables}
+        for memory in memories:
+            memory.values = compact[memory.values]
+        self._sparse_values = {}
+
+    def _mark_values(self):
+        """Marks the parameters that are values, for optimizers and workers."""
+        for table in self.tables().values():
+            # By which fairseq's optimizers, ours among them, know the values from the rest.
+            table.trained.param_group = "pkm_values"
+            table.trained.pkm_grad = table.grad
         self._sparse_values = {
             name: param
             for name, param in self.named_parameters()
-            if getattr(param, "pkm_grad", "dense") == "sparse"
+            if getattr(param, "pkm_grad", "dense") == "sparse" and param.requires_grad
         }
         # Workers share these gradients through the optimizer: so says each of fairseq's backends.
         for values in self._sparse_values.values():
@@ -157,6 +168,50 @@ class PKMRobertaModel(RobertaModel):
         logger.info("starting from %s", path)
         self.load_state_dict(state)
 
+    def train_slots(self, slots):
+        """Lets of the values some alone be trained; see ``ValueTable.train_rows``.
+
+        Args:
+            slots: a dict from the layers of each table, as ``tables`` gives them, to slots, (R,),
+                int64, ascending.
+        """
+        for layers, table in self.tables().items():
+            table.train_rows(slots[layers])
+        self._mark_values()
+
+    def freeze_rest(self, head=None):
+        """Lets nothing but values, those that are trained anyway, and one head be trained.
+
+        What is frozen stays as it is to the bit, the statistics of query batch norm included, which
+        then normalises as in evaluation. Dropout goes on.
+
+        Args:
+            head: name of the classification head, None for none.
+
+        Raises:
+            ValueError: if an option of RoBERTa cannot do without the rest's gradients.
+        """
+        for option in ("checkpoint_activations", "encoder_layerdrop"):
+            if safe_getattr(self.args, option):
+                raise ValueError(
+                    f"{flag(option)} fails where a layer has nothing to train: leave it or "
+                    "--pkm-freeze-rest out"
+                )
+        trained = {id(table.trained) for table in self.tables().values()}
+        for name, param in self.named_parameters():
+            if id(param) not in trained and not name.startswith(f"classification_heads.{head}."):
+                param.requires_grad_(False)
+        for memory in self.memories().values():
+            if hasattr(memory.query_norm, "freeze"):
+                memory.query_norm.freeze()
+        self._frozen = True
+
+    def register_classification_head(self, name, num_classes=None, inner_dim=None, **options):
+        """Does what fairseq's method does, on the model's device: a checkpoint may bring heads."""
+        super().register_classification_head(name, num_classes, inner_dim, **options)
+        head = self.classification_heads[name].to(self.encoder.sentence_encoder.embed_tokens.weight)
+        head.requires_grad_(not self._frozen)
+
     def average_query_statistics(self):
         """Gives all workers, each of which has to call this, the same running statistics."""
         for memory in self.memories().values():
@@ -241,6 +296,13 @@ class PKMRobertaModel(RobertaModel):
             for name, module in self.named_modules()
             if isinstance(module, ProductKeyMemory)
         }
+
+    def tables(self):
+        """Returns the ``ValueTable`` objects by the layers that read them, as tuples, ascending."""
+        tables = {}
+        for layer, memory in self.memories().items():
+            tables.setdefault(memory.values, []).append(layer)
+        return {tuple(layers): table for table, layers in tables.items()}
 
 
 class PKMRobertaEncoder(RobertaEncoder):

@@ -32,6 +32,7 @@ class QueryBatchNorm(nn.Module):
         super().__init__()
         self.sync = sync
         self.counted = True  # False while a batch runs that is to enter no statistics
+        self.frozen = False
         self.eps = eps
         self.momentum = momentum
         self.weight = nn.Parameter(torch.ones(heads * query_dim))
@@ -45,6 +46,14 @@ class QueryBatchNorm(nn.Module):
         nn.init.zeros_(self.bias)
         self.running_mean.zero_()
         self.running_var.fill_(1)
+
+    def freeze(self):
+        """From now on does in training, too, what it does in evaluation."""
+        self.frozen = True
+        self.eval()
+
+    def train(self, mode=True):
+        return super().train(mode and not self.frozen)
 
     def forward(self, query):
         """Normalises ``query``, (T, H, Q), and returns it in its own dtype.
@@ -89,7 +98,7 @@ class QueryBatchNorm(nn.Module):
     @torch.no_grad()
     def average_over_workers(self):
         """Makes the running statistics the mean of all workers', who all have to call this."""
-        if not self.sync and count_workers() > 1:
+        if not self.sync and not self.frozen and count_workers() > 1:
             for statistic in (self.running_mean, self.running_var):
                 dist.all_reduce(statistic)
                 statistic /= count_workers()

@@ -1,5 +1,7 @@
 """The values of a memory."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -7,6 +9,7 @@ from pkm_fairseq.ops import (
     KeptDenseGradient,
     KeptSparseGradient,
     compact_bag,
+    gradient_of_rows,
     quantise_rows,
     weighted_bag,
 )
@@ -41,6 +44,7 @@ class ValueTable(nn.Module):
         self._make_gradient = GRADIENTS[grad]()
         # A bare Parameter: fairseq's init_bert_params redraws every nn.Embedding.
         self.weight = nn.Parameter(with_huge_pages(torch.empty(slots, value_dim)))
+        self.register_parameter("rows", None)
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -52,7 +56,57 @@ class ValueTable(nn.Module):
 
     def forward(self, slots, weights):
         """Reads the rows ``slots``, (T, n), times ``weights``, (T, n): (T, value-dim)."""
-        return weighted_bag(self.weight, slots, weights, self._make_gradient)
+        if self.rows is None:
+            return weighted_bag(self.weight, slots, weights, self._make_gradient)
+        self._merge()
+        make_gradient = partial(
+            gradient_of_rows,
+            places=self._places,
+            rows=len(self.rows),
+            sparse=self.grad == "sparse",
+        )
+        return weighted_bag(self.weight, slots, weights, make_gradient, self.rows)
+
+    def train_rows(self, slots):
+        """Lets some rows alone be trained; all others stay as they are to the bit.
+
+        The parameter ``rows`` is trained in the place of ``weight``, so an optimizer knows of no
+        others: neither its moments, nor clipping, nor weight decay. ``weight`` takes them over at
+        each forward pass and whenever it is saved, under its own name alone, as a whole.
+
+        Args:
+            slots: which rows, (R,), int64, ascending.
+        """
+        slots = slots.to(self.weight.device)
+        places = slots.new_full((len(self.weight),), -1)
+        places[slots] = torch.arange(len(slots), device=slots.device)
+        self.register_buffer("_slots", slots, persistent=False)
+        self.register_buffer("_places", places, persistent=False)
+        self.weight.requires_grad_(False)
+        self.rows = nn.Parameter(self.weight[slots])
+
+    @property
+    def trained(self):
+        """The parameter that is trained: ``weight``, or ``rows`` where they alone are."""
+        return self.weight if self.rows is None else self.rows
+
+    def _merge(self):
+        """Takes the trained rows over into ``weight``."""
+        # Of a copy that is not trained, fairseq's average of the model, ``weight`` is what counts.
+        if self.rows is not None and self.rows.requires_grad:
+            # ``data``: what autograd keeps for the backward pass does not change by it.
+            self.weight.data.index_copy_(0, self._slots, self.rows.data)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        self._merge()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(prefix + "rows", None)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        weight = state_dict.get(prefix + "weight")
+        if self.rows is not None and weight is not None:
+            state_dict[prefix + "rows"] = weight[self._slots.to(weight.device)]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self):
         slots, value_dim = self.weight.shape

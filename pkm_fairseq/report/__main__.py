@@ -82,7 +82,7 @@ def report(args):
     results = []
     for path, name in zip(args.checkpoints, names_apart(args.checkpoints)):
         is_last = len(results) == len(args.checkpoints) - 1
-        checkpoint = last if is_last else open_checkpoint(path, args.data, last.task)
+        checkpoint = last if is_last else open_checkpoint(path, args.data, lambda cfg: last.task)
         model = checkpoint.model.to(device).eval()
         if model.max_positions() < data.max_positions:
             raise ValueError(

@@ -19,6 +19,7 @@ class Checkpoint:
         tensorboard: its training's --tensorboard-logdir, None if that is not there.
         model: the model.
         task: the task.
+        cfg: the options it was trained with.
     """
 
     file: Path
@@ -26,15 +27,17 @@ class Checkpoint:
     tensorboard: Optional[Path]
     model: object
     task: object
+    cfg: object
 
 
-def open_checkpoint(path, data, task=None):
+def open_checkpoint(path, data, make_task=None):
     """Opens a checkpoint with a memory.
 
     Args:
         path: its file, or the folder of a training, of which the newest that is whole is taken.
         data: folder of the data that its task is to read.
-        task: the task to build its model for, None for its own.
+        make_task: makes, of the checkpoint's options, the task to build its model for; None for its
+            own.
 
     Raises:
         ValueError: if there is none, or it cannot be read, or it has no memory.
@@ -49,6 +52,7 @@ def open_checkpoint(path, data, task=None):
     file, state = _read_first_whole(files, {"data": str(data)})
     drop_unknown_task_options(state.get("cfg"))
     try:
+        task = make_task and make_task(state["cfg"])
         (model,), cfg, task = load_model_ensemble_and_task([str(file)], task=task, state=state)
     except FileNotFoundError as error:
         raise ValueError(f"{data} is not data for the task of {file}: {error}") from error
@@ -65,6 +69,7 @@ def open_checkpoint(path, data, task=None):
         tensorboard=next((logdir for logdir in logdirs if logdir.is_dir()), None),
         model=model,
         task=task,
+        cfg=cfg,
     )
 
 

@@ -4,6 +4,7 @@ T tokens, H heads, K slots read per head, S slots, B sentences, L length of the 
 """
 
 from heapq import nlargest
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -54,10 +55,15 @@ class DataSet:
         if not self.iterator.frozen_batches:
             raise ValueError(f"--subset {subset} has no sentence that is short enough")
 
-    def batches(self, title):
-        """Yields the batches, with the same words masked as in fairseq's validations."""
-        epoch = self.iterator.next_epoch_itr(shuffle=False, set_dataset_epoch=False)
-        for batch in tqdm(epoch, desc=title):
+    def batches(self, title, most=None):
+        """Yields the batches, or ``most`` of them at random, the same each time.
+
+        The words masked are those of fairseq's validations.
+        """
+        shuffle = most is not None
+        epoch = self.iterator.next_epoch_itr(shuffle=shuffle, set_dataset_epoch=False)
+        total = min(most, len(epoch)) if shuffle else len(epoch)
+        for batch in tqdm(islice(epoch, total), desc=title, total=total):
             yield utils.move_to_cuda(batch) if self._device == "cuda" else batch
 
 

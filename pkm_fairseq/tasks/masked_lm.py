@@ -7,13 +7,14 @@ from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
 from .init_from import InitFromConfig, InitFromTask
 from .monitored import MonitoredTask
+from .train_part import TrainPartConfig, TrainPartTask
 
 
 @dataclass
-class PKMMaskedLMConfig(InitFromConfig, MaskedLMConfig):
-    """fairseq's options and ``--pkm-init-from``."""
+class PKMMaskedLMConfig(InitFromConfig, TrainPartConfig, MaskedLMConfig):
+    """fairseq's options, ``--pkm-init-from``, and those of which part is trained."""
 
 
 @register_task("pkm_masked_lm", dataclass=PKMMaskedLMConfig)
-class PKMMaskedLMTask(InitFromTask, MonitoredTask, MaskedLMTask):
+class PKMMaskedLMTask(TrainPartTask, InitFromTask, MonitoredTask, MaskedLMTask):
     """fairseq's masked_lm task, with the figures of memory usage."""

@@ -10,15 +10,16 @@ from pkm_fairseq.scores import classification_scores, regression_scores
 
 from .init_from import InitFromConfig, InitFromTask
 from .monitored import MonitoredTask
+from .train_part import TrainPartConfig, TrainPartTask
 
 
 @dataclass
-class PKMSentencePredictionConfig(InitFromConfig, SentencePredictionConfig):
-    """fairseq's options and ``--pkm-init-from``."""
+class PKMSentencePredictionConfig(InitFromConfig, TrainPartConfig, SentencePredictionConfig):
+    """fairseq's options, ``--pkm-init-from``, and those of which part is trained."""
 
 
 @register_task("pkm_sentence_prediction", dataclass=PKMSentencePredictionConfig)
-class PKMSentencePredictionTask(InitFromTask, MonitoredTask, SentencePredictionTask):
+class PKMSentencePredictionTask(TrainPartTask, InitFromTask, MonitoredTask, SentencePredictionTask):
     """fairseq's sentence_prediction task, with GLUE's metrics on every validation set.
 
     The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``.

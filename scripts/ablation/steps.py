@@ -135,7 +135,7 @@ class Steps:
         return Step(
             folder.name,
             "memory pretraining" if row.memory else "dense pretraining",
-            (_tool("fairseq-train"), str(self.text), *flags(options)),
+            (tool("fairseq-train"), str(self.text), *flags(options)),
             tuple(needs),
             updates,
         )
@@ -153,7 +153,7 @@ class Steps:
             "log_format": "json",
             "cpu": self.settings.cpu,
         }
-        command = (_tool("fairseq-validate"), str(self.text), *flags(options))
+        command = (tool("fairseq-validate"), str(self.text), *flags(options))
         return Step(f"{run}.valid", "validation", command, (run,))
 
     def glue_data(self, task):
@@ -186,9 +186,9 @@ class Steps:
             **{("" if key in known else "+") + f"model.{key}": model[key] for key in model},
         }
         command = (
-            *(_tool("fairseq-hydra-train"), "--config-dir", "user_dir_examples/glue"),
+            *(tool("fairseq-hydra-train"), "--config-dir", "user_dir_examples/glue"),
             *("--config-name", config_name(task)),
-            *(f"{key}={_hydra(value)}" for key, value in options.items()),
+            *(f"{key}={hydra_value(value)}" for key, value in options.items()),
             *self.settings.finetuning.overrides,
         )
         return Step(folder.name, f"finetuning on {task}", command, (run, f"glue.{task}"), updates)
@@ -226,7 +226,7 @@ class Steps:
     def speed_name(self, name):
         """Returns what the benchmark calls a row's model."""
         options = self.settings.model_of(name).items()
-        return ":".join(["pkm_roberta", *(f"{key}={_hydra(value)}" for key, value in options)])
+        return ":".join(["pkm_roberta", *(f"{key}={hydra_value(value)}" for key, value in options)])
 
     def _starts(self, name):
         """Returns the rows that a row goes on from, the first first."""
@@ -271,12 +271,12 @@ def flags(options):
     return parts
 
 
-def _hydra(value):
+def hydra_value(value):
     """Writes a value as Hydra reads it."""
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_hydra, value))}]"
+        return f"[{','.join(map(hydra_value, value))}]"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def _tool(name):
+def tool(name):
     return str(Path(sys.executable).with_name(name))

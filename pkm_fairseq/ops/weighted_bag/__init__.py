@@ -8,12 +8,13 @@ from .gradients import (
     KeptSparseGradient,
     WeightedBag,
     dense_gradient,
+    gradient_of_rows,
     touched_row_gradients,
 )
 
 
 @not_compiled
-def weighted_bag(values, slots, weights, gradient=dense_gradient):
+def weighted_bag(values, slots, weights, gradient=dense_gradient, rows=None):
     """Sums, for each token, the rows of ``values`` it selected, each times its weight.
 
     Args:
@@ -24,6 +25,8 @@ def weighted_bag(values, slots, weights, gradient=dense_gradient):
         gradient: how the gradient of ``values`` is made: ``dense_gradient``, or one
             ``KeptDenseGradient()`` (dense, in memory that is kept) or ``KeptSparseGradient()``
             (sparse) for as long as the table lives.
+        rows: a copy of some rows of ``values``, (R, value-dim), that is to have the gradient in the
+            place of ``values``; ``gradient`` is ``gradient_of_rows`` then.
 
     Returns:
         (tokens, value-dim), in the dtype of ``values``; differentiable, once, in ``values`` and
@@ -40,13 +43,14 @@ def weighted_bag(values, slots, weights, gradient=dense_gradient):
             f"(tokens, n), not {tuple(values.shape)}, {tuple(slots.shape)} and "
             f"{tuple(weights.shape)}"
         )
-    return WeightedBag.apply(values, slots, weights, gradient)
+    return WeightedBag.apply(values, slots, weights, gradient, rows)
 
 
 __all__ = [
     "KeptDenseGradient",
     "KeptSparseGradient",
     "compact_bag",
+    "gradient_of_rows",
     "quantise_rows",
     "touched_row_gradients",
     "weighted_bag",

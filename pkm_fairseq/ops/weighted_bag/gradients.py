@@ -21,7 +21,7 @@ class WeightedBag(torch.autograd.Function):
     """Does what ``weighted_bag`` does."""
 
     @staticmethod
-    def forward(ctx, values, slots, weights, gradient):
+    def forward(ctx, values, slots, weights, gradient, rows=None):
         ctx.save_for_backward(values, slots, weights)
         ctx.gradient = gradient
         if use_gpu_kernels(values):
@@ -39,10 +39,14 @@ class WeightedBag(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         values, slots, weights = ctx.saved_tensors
-        if not ctx.needs_input_grad[0]:
-            return None, None, weight_gradients(values, slots, grad_output).to(weights.dtype), None
-        grad_values, grad_weights = ctx.gradient(values, slots, weights, grad_output)
-        return grad_values, None, grad_weights, None
+        needs_values, _, _, _, needs_rows = ctx.needs_input_grad
+        if not needs_values and not needs_rows:
+            grad_weights = weight_gradients(values, slots, grad_output).to(weights.dtype)
+            return None, None, grad_weights, None, None
+        grad, grad_weights = ctx.gradient(values, slots, weights, grad_output)
+        if needs_rows:
+            return None, None, grad_weights, None, grad
+        return grad, None, grad_weights, None, None
 
 
 def dense_gradient(values, slots, weights, grad_output):
@@ -113,6 +117,31 @@ def sparse_gradient(values, slots, weights, grad_output, room=None):
         rows.unsqueeze(0), row_grads, values.shape, is_coalesced=True, check_invariants=False
     )
     return grad_values, grad_weights
+
+
+def gradient_of_rows(values, slots, weights, grad_output, *, places, rows, sparse):
+    """Returns the gradient of some rows of a table alone, (rows, D), and that of the weights.
+
+    Args:
+        values, slots, weights, grad_output: as given to ``touched_row_gradients``.
+        places: for each row of the table its place among them, ascending, -1 if it is none, (S,).
+        rows: how many they are.
+        sparse: whether the gradient is sparse, with the touched ones ascending.
+    """
+    touched, row_grads, grad_weights = touched_row_gradients(values, slots, weights, grad_output)
+    at = places[touched]
+    listed = at >= 0
+    if sparse:
+        listed &= grad_output.any()  # as KeptSparseGradient says
+    at, row_grads = at[listed], row_grads[listed]
+    shape = rows, values.shape[1]
+    if sparse:
+        grad = torch.sparse_coo_tensor(
+            at.unsqueeze(0), row_grads, shape, is_coalesced=True, check_invariants=False
+        )
+    else:
+        grad = row_grads.new_zeros(shape).index_copy_(0, at, row_grads)
+    return grad, grad_weights
 
 
 class KeptSparseGradient:

@@ -1,0 +1,195 @@
+"""Lists the slots that new data access much more than a background does, for --pkm-train-slots.
+
+The score of a slot is its TF-IDF (Lin et al. 2025, arXiv 2510.15103): its share of all accesses on
+the new data, times log((B + 1) / (B_s + 1)), where B_s of the B batches of the background access
+it. The list has the best slots of each table of values. Data are GLUE's, as scripts/glue/prepare.py
+makes them, or text, whatever the checkpoint was trained on.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from fairseq.tasks import setup_task
+from omegaconf import OmegaConf
+
+from pkm_fairseq.monitor import observe_reads
+from pkm_fairseq.report.checkpoints import open_checkpoint
+from pkm_fairseq.report.evaluate import DataSet
+from pkm_fairseq.slot_lists import best_slots, tf_idf, write_slots
+
+
+def main():
+    args = parse_args()
+    # Outside its commands fairseq logs everything.
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        list_slots(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        prog="python -m pkm_fairseq.slots",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="what will be finetuned"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="the new data, binary"
+    )
+    parser.add_argument(
+        "--background",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="data whose slots are to be spared, binary; one folder or several",
+    )
+    parser.add_argument(
+        "--count", type=_positive, required=True, help="slots to list of each table, at most"
+    )
+    parser.add_argument("--dest", type=Path, required=True, metavar="FILE", help="the list, JSON")
+    parser.add_argument(
+        "--subset", default="train", help="data set of all folders (default: train)"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=32, help="sentences in a batch (default: 32)"
+    )
+    parser.add_argument(
+        "--background-batches",
+        type=_positive,
+        default=1000,
+        help="batches of each background, at random, at most (default: 1000)",
+    )
+    parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    return parser.parse_args()
+
+
+def list_slots(args):
+    """Ranks the slots, writes the list and prints what it holds."""
+    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+    checkpoint = open_checkpoint(
+        args.checkpoint, args.data, make_task=lambda cfg: task_for(args.data, cfg)
+    )
+    model = checkpoint.model.to(device).eval()
+
+    def count(folder, task, most=None):
+        if task.source_dictionary != checkpoint.task.source_dictionary:
+            raise ValueError(
+                f"{folder} has another dict.txt than {args.data}: prepare it with that"
+            )
+        data = DataSet(task, args.subset, args.batch_size, model, device)
+        return count_accesses(model, data, str(folder), most)
+
+    # First the backgrounds' tasks, so that a wrong folder is refused before the work.
+    tasks = {folder: task_for(folder, checkpoint.cfg) for folder in args.background}
+    new, _ = count(args.data, checkpoint.task)
+    found = [count(folder, task, args.background_batches) for folder, task in tasks.items()]
+    batches = sum(of_folder for _, of_folder in found)
+    tables, lines = {}, []
+    for layers, (accesses, _) in new.items():
+        others, batches_with = sum(counts[layers] for counts, _ in found)
+        slots = best_slots(tf_idf(accesses, batches_with, batches), args.count)
+        name = "+".join(map(str, layers))
+        if not len(slots):
+            raise ValueError(f"the new data access no slot of layer {name} that is worth training")
+        tables[layers] = slots
+        lines.append(
+            f"layer {name}: {len(slots):,} of {len(accesses):,} slots "
+            f"({len(slots) / len(accesses):.1%}), with {_share(accesses, slots):.1%} of the "
+            f"accesses on the new data and {_share(others, slots):.1%} of those on the "
+            f"background, of which a batch accesses {batches_with.double().mean() / batches:.1%} "
+            "of all slots"
+        )
+    origin = {
+        "checkpoint": str(checkpoint.file),
+        "data": str(args.data),
+        "background": list(map(str, args.background)),
+        "background_batches": batches,
+        "batch_size": args.batch_size,
+    }
+    args.dest.parent.mkdir(parents=True, exist_ok=True)
+    write_slots(args.dest, tables, len(accesses), **origin)
+    print(*lines, f"wrote {args.dest}", sep="\n")
+
+
+def task_for(folder, cfg):
+    """Returns the task that reads a folder: of the checkpoint's options where they are of its kind.
+
+    Args:
+        folder: of binary data, GLUE's or text.
+        cfg: the checkpoint's options.
+
+    Raises:
+        ValueError: if there is no such data.
+    """
+    of_glue = (folder / "input0").is_dir()
+    if not of_glue and not (folder / "dict.txt").is_file():
+        raise ValueError(f"{folder} is no folder of binary data: it has no dict.txt and no input0")
+    positions = cfg.model.max_positions
+    if cfg.task._name.endswith("sentence_prediction") == of_glue:
+        options = {**OmegaConf.to_container(cfg.task)}
+    elif of_glue:
+        options = {
+            **{"_name": "pkm_sentence_prediction", "num_classes": 2, "regression_target": False},
+            **{"classification_head_name": "head", "init_token": 0, "separator_token": 2},
+            **{"max_positions": positions, "seed": cfg.common.seed},
+        }
+    else:
+        options = {
+            **{"_name": "pkm_masked_lm", "sample_break_mode": "complete"},
+            **{"tokens_per_sample": positions, "seed": cfg.common.seed},
+        }
+    if of_glue:
+        options["shorten_method"] = "truncate"  # else a long sentence ends the work
+    return setup_task(OmegaConf.create({**options, "data": str(folder)}))
+
+
+@torch.no_grad()
+def count_accesses(model, data, title, most=None):
+    """Counts accesses to slots.
+
+    Args:
+        model: the model, in evaluation.
+        data: a ``DataSet``.
+        title: what to say while it takes.
+        most: how many batches at most, None for all.
+
+    Returns:
+        A dict from the layers of each table to how often each slot was accessed, and in how many
+        batches it was, (2, S), on the CPU; and how many batches there were.
+    """
+    counts = {
+        layers: torch.zeros(2, len(table.weight), dtype=torch.int64, device=table.weight.device)
+        for layers, table in model.tables().items()
+    }
+    batches = 0
+    for batch in data.batches(title, most):
+        with observe_reads(model.memories()) as reads:
+            model(**batch["net_input"], features_only=True)
+        for layers, of_table in counts.items():
+            slots = torch.cat([slots.flatten() for layer in layers for slots, _ in reads[layer]])
+            accesses = slots.bincount(minlength=of_table.shape[1])
+            of_table += torch.stack([accesses, (accesses > 0).long()])
+        batches += 1
+    return {layers: of_table.cpu() for layers, of_table in counts.items()}, batches
+
+
+def _share(accesses, slots):
+    return (accesses[slots].sum() / accesses.sum().clamp(min=1)).item()
+
+
+def _positive(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()
