@@ -12,7 +12,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import Dictionary
 from jinja2 import Environment, FileSystemLoader
