@@ -15,7 +15,6 @@ from pathlib import Path
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import Dictionary
 from jinja2 import Environment, FileSystemLoader
-from omegaconf import open_dict
 from safetensors.torch import save_file
 
 from pkm_fairseq.config import PKMConfig, flag
@@ -139,9 +138,7 @@ def load_model(path):
     """
     checkpoint = load_checkpoint_to_cpu(str(path))
     trained = checkpoint["cfg"].model
-    make_ours(trained, {})
-    with open_dict(trained):
-        trained.load_checkpoint_heads = True
+    make_ours(trained, {"load_checkpoint_heads": True})
     model = PKMRobertaModel.build_model(trained, stand_in_task(checkpoint["model"]))
     for name, needed in REQUIRED.items():
         given = getattr(model.args, name)

@@ -167,3 +167,166 @@ def test_an_imported_model_cuts_text_and_answers_as_transformers_does(foreign, i
             actual, _ = ours.model(tokens[None])
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
         assert actual.std() > 0.1
+
+
+# With the kind whose symbols are not its tokens.
+@pytest.mark.parametrize("foreign", ["Roberta"], indirect=True)
+def test_training_starts_from_an_imported_model(imported, text, tmp_path):
+    (tmp_path / "few.txt").write_text("\n".join(sentences(text)))
+    run(
+        *("python", ROOT / "scripts/pretraining/prepare.py", "--train", tmp_path / "few.txt"),
+        *("--valid", tmp_path / "few.txt", "--dest", tmp_path / "data", "--workers", 1),
+        *("--dict", imported / "dict.txt", "--gpt2-encoder-json", imported / "encoder.json"),
+        *("--gpt2-vocab-bpe", imported / "vocab.bpe"),
+    )
+    options = {name.replace("_", "-"): value for name, value in DENSE.items()}
+    output = run(
+        "fairseq-train",
+        *pretraining(tmp_path / "data", tmp_path / "run", updates=2, **options),
+        *flags({"arch": "pkm_roberta", "pkm-layers": 1, "pkm-subkeys": 8, "pkm-topk": 4}),
+        *flags({"task": "pkm_masked_lm", "pkm-init-from": imported / "model.pt"}),
+    )
+    assert "made fresh: the memory of layers 1" in output
+    assert len(logged(output, "loss")) == 2
+
+
+# Out.
+
+# Runs where fairseq and this project cannot be imported: writes what the folders compute.
+STANDALONE = """
+import json, sys
+sys.modules.update(dict.fromkeys(["fairseq", "pkm_fairseq", "torchaudio"]))
+import torch
+from transformers import (
+    AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+)
+lines = json.load(open(sys.argv[1]))
+tokens = torch.load(sys.argv[2])
+found = {}
+for folder in sys.argv[4:]:
+    options = {"trust_remote_code": True}
+    words, loaded = AutoModelForMaskedLM.from_pretrained(
+        folder, output_loading_info=True, **options
+    )
+    assert not any(loaded.values()), loaded
+    classes = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    mask = (tokens != tokenizer.pad_token_id).long()
+    with torch.no_grad():
+        found[folder] = {
+            "words": words.eval()(tokens, attention_mask=mask).logits,
+            "classes": classes.eval()(tokens, attention_mask=mask).logits,
+            "labels": classes.config.id2label,
+            "numbers": [tokenizer(line)["input_ids"] for line in lines],
+            "pair": tokenizer(*lines[:2])["input_ids"],
+            "mask": tokenizer("The <mask> is here.")["input_ids"],
+            "text": tokenizer.decode(tokenizer(lines[0])["input_ids"], skip_special_tokens=True),
+        }
+torch.save(found, sys.argv[3])
+"""
+
+
+def make_checkpoint(options, heads, data, path):
+    """Writes a checkpoint of a random model and returns the model."""
+    dictionary = Dictionary.load(str(data / "dict.txt"))
+    dictionary.add_symbol("<mask>")
+    arch = "pkm_roberta" if "pkm_layers" in options else "roberta"
+    args = Namespace(
+        arch=arch, task="masked_lm", criterion="masked_lm", min_params_to_wrap=10**8, **DENSE
+    )
+    vars(args).update(options)
+    ARCH_CONFIG_REGISTRY[arch](args)
+    task = SimpleNamespace(source_dictionary=dictionary, max_positions=lambda: 128)
+    model = build_model(args, task)
+    for name, classes in heads.items():
+        model.register_classification_head(name, classes)
+    randomize(model)
+    history = [{"optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 3}]
+    torch.save(
+        {
+            "args": args,
+            "model": model.state_dict(),
+            "optimizer_history": history,
+            "extra_state": {"epoch": 1},
+        },
+        path,
+    )
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def exports(data, text, scripts, tmp_path_factory):
+    """Each export: its folder, the model it was made of, and what it computes elsewhere."""
+    folder = tmp_path_factory.mktemp("exports")
+    labels = folder / "labels"
+    labels.mkdir()
+    for file in ("dict.txt", "sentencepiece.bpe.model"):
+        (labels / file).symlink_to(data / file)
+    (labels / "label").mkdir()
+    (labels / "label" / "dict.txt").write_text("yes 2\nno 1\nperhaps 1\n")
+    models = {}
+    for name, (options, heads) in EXPORTS.items():
+        models[name] = make_checkpoint(options, heads, data, folder / f"{name}.pt")
+        scripts(
+            *("export_model", folder / f"{name}.pt", "--dest", folder / name),
+            *("--data", labels if "answer" in heads else data),
+        )
+    torch.manual_seed(1)
+    tokens = torch.randint(4, 200, (4, 20))
+    tokens[0, 13:] = 1  # padding
+    torch.save(tokens, folder / "tokens.pt")
+    (folder / "lines.json").write_text(json.dumps(sentences(text)))
+    inputs = [folder / name for name in ("lines.json", "tokens.pt", "found.pt", *EXPORTS)]
+    subprocess.run(
+        [sys.executable, "-c", STANDALONE, *map(str, inputs)],
+        cwd=folder,
+        env={**os.environ, "HF_MODULES_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
+        check=True,
+    )
+    found = torch.load(folder / "found.pt")
+    return {name: (folder / name, models[name], found[str(folder / name)]) for name in EXPORTS}, tokens
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_exported_model_computes_the_same_without_fairseq(name, exports):
+    found, tokens = exports
+    _, model, theirs = found[name]
+    real = tokens != 1
+    with torch.no_grad():
+        words, _ = model(tokens)
+        torch.testing.assert_close(theirs["words"][real], words[real], rtol=0, atol=1e-5)
+        assert words.std() > 0.1
+        for head in EXPORTS[name][1]:
+            classes, _ = model(tokens, features_only=True, classification_head_name=head)
+            torch.testing.assert_close(theirs["classes"], classes, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_weights_come_back_as_they_were(name, exports, scripts, tmp_path):
+    folder, model, _ = exports[0][name]
+    scripts("import_model", folder, "--dest", tmp_path / "back")
+    expected = {
+        key.replace("answer", "sentence_classification_head"): tensor
+        for key, tensor in model.state_dict().items()
+        if not key.endswith(".version")
+    }
+    assert_same_state(load_model_state(tmp_path / "back/model.pt"), expected)
+
+
+def test_an_exported_tokenizer_cuts_text_as_fairseq_does(exports, data, text):
+    _, _, found = exports[0]["residual"]
+    pieces = sentencepiece.SentencePieceProcessor(
+        model_file=str(data / "sentencepiece.bpe.model")
+    )
+    dictionary = Dictionary.load(str(data / "dict.txt"))
+    encode = lambda line: [dictionary.index(piece) for piece in pieces.encode(line, out_type=str)]
+    lines = sentences(text)
+    numbers = [encode(line) for line in lines]
+    assert found["numbers"] == [[0, *line, 2] for line in numbers]
+    assert found["pair"] == [0, *numbers[0], 2, 2, *numbers[1], 2]
+    assert found["mask"] == [0, *encode("The"), len(dictionary), *encode("is here."), 2]
+    assert found["text"] == lines[0]
+
+
+def test_labels_are_named_as_in_the_data(exports):
+    assert exports[0]["replace"][2]["labels"] == {0: "yes", 1: "no", 2: "perhaps"}
