@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,6 +16,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
 
+from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.models import PKMRobertaModel
 from tests.commands.commands import (
     ROOT,
@@ -152,9 +155,7 @@ def imported(foreign, scripts, tmp_path_factory):
 def test_an_imported_model_cuts_text_and_answers_as_transformers_does(foreign, imported, text):
     module = import_module("import_model")
     config = module.read_config(foreign)
-    order, _ = module.read_vocabulary(
-        foreign, config["vocab_size"], module.read_encoder(foreign)
-    )
+    order, _ = module.read_vocabulary(foreign, config["vocab_size"], module.read_encoder(foreign))
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(foreign))
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(str(foreign)).eval()
     ours = PKMRobertaModel.from_pretrained(str(imported)).eval()
@@ -167,6 +168,83 @@ def test_an_imported_model_cuts_text_and_answers_as_transformers_does(foreign, i
             actual, _ = ours.model(tokens[None])
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
         assert actual.std() > 0.1
+
+
+@pytest.mark.parametrize("foreign", ["Roberta"], indirect=True)
+def test_a_byte_level_tokenizer_goes_out_and_comes_back(imported, scripts, text, tmp_path):
+    out, back = tmp_path / "out", tmp_path / "back"
+    scripts("export_model", imported / "model.pt", "--data", imported, "--dest", out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(out))
+    ours = PKMRobertaModel.from_pretrained(str(imported))
+    for line in [*sentences(text), "The <mask> is here."]:
+        expected = ours.encode(line) if "<mask>" not in line else None
+        numbers = tokenizer(line)["input_ids"]
+        if expected is None:
+            assert numbers.count(len(ours.task.source_dictionary) - 1) == 1
+        else:
+            assert numbers == expected.tolist()
+    scripts("import_model", out, "--dest", back)
+    for file in ("dict.txt", "encoder.json", "vocab.bpe"):
+        assert (back / file).read_bytes() == (imported / file).read_bytes()
+    assert_same_state(load_model_state(back / "model.pt"), load_model_state(imported / "model.pt"))
+
+
+@pytest.fixture(scope="module")
+def plain(exports):
+    return exports[0]["dense"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "bert"}, "model_type bert is not among roberta, xlm-roberta, "),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type relative_key"),
+        ({"layer_norm_eps": 1e-12}, "fairseq has no layer_norm_eps 1e-12 (only 1e-05)"),
+        ({"hidden_act": "relu"}, "hidden_act relu"),
+        ({"vocab_size": 7}, "entries, config.json 7"),
+        ({"num_hidden_layers": 4}, "3 encoder layers (not 4)"),
+    ],
+)
+def test_what_fairseq_lacks_is_refused(changes, reason, plain, scripts, tmp_path):
+    copy = shutil.copytree(plain, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(SystemExit, match=re.escape(reason)):
+        scripts("import_model", copy, "--dest", tmp_path / "new")
+    assert not list(tmp_path.glob("new*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("model.safetensors", None, "model.safetensors is missing"),
+        ("model.safetensors.index.json", {"weight_map": {"x": "part-2.safetensors"}}, "part-2"),
+        ("model.safetensors", "half", "HeaderTooLarge|header too large|InvalidHeader"),
+        ("dict.txt", None, "tokenizer"),
+    ],
+)
+def test_files_that_are_missing_are_named(file, content, reason, plain, scripts, tmp_path):
+    copy = shutil.copytree(plain, tmp_path / "copy")
+    if content is None:
+        (copy / file).unlink()
+        (copy / "sentencepiece.bpe.model").unlink()
+    else:
+        (copy / file).write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=reason):
+        scripts("import_model", copy, "--dest", tmp_path / "new")
+
+
+def test_a_classifier_comes_in_without_an_lm_head(plain, scripts, tmp_path):
+    copy = shutil.copytree(plain, tmp_path / "copy")
+    model = transformers.RobertaForSequenceClassification.from_pretrained(str(copy), num_labels=3)
+    model.save_pretrained(copy)
+    scripts("import_model", copy, "--dest", tmp_path / "new")
+    ours = PKMRobertaModel.from_pretrained(str(tmp_path / "new"), pkm_layers=[]).eval()
+    tokens = ours.encode("a real line")
+    with torch.no_grad():
+        expected = model.eval()(tokens[None]).logits
+    actual = ours.predict("sentence_classification_head", tokens, return_logits=True)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 # With the kind whose symbols are not its tokens.
@@ -284,7 +362,9 @@ def exports(data, text, scripts, tmp_path_factory):
         check=True,
     )
     found = torch.load(folder / "found.pt")
-    return {name: (folder / name, models[name], found[str(folder / name)]) for name in EXPORTS}, tokens
+    return {
+        name: (folder / name, models[name], found[str(folder / name)]) for name in EXPORTS
+    }, tokens
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -315,9 +395,7 @@ def test_weights_come_back_as_they_were(name, exports, scripts, tmp_path):
 
 def test_an_exported_tokenizer_cuts_text_as_fairseq_does(exports, data, text):
     _, _, found = exports[0]["residual"]
-    pieces = sentencepiece.SentencePieceProcessor(
-        model_file=str(data / "sentencepiece.bpe.model")
-    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data / "sentencepiece.bpe.model"))
     dictionary = Dictionary.load(str(data / "dict.txt"))
     encode = lambda line: [dictionary.index(piece) for piece in pieces.encode(line, out_type=str)]
     lines = sentences(text)
@@ -330,3 +408,60 @@ def test_an_exported_tokenizer_cuts_text_as_fairseq_does(exports, data, text):
 
 def test_labels_are_named_as_in_the_data(exports):
     assert exports[0]["replace"][2]["labels"] == {0: "yes", 1: "no", 2: "perhaps"}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"activation_fn": "relu"}, "--activation-fn relu (only gelu)"),
+        ({"pooler_activation_fn": "relu"}, "--pooler-activation-fn relu (only tanh)"),
+    ],
+)
+def test_what_transformers_lacks_is_refused(options, reason, data, scripts, tmp_path):
+    make_checkpoint(options, {}, data, tmp_path / "model.pt")
+    with pytest.raises(SystemExit, match=re.escape(reason)):
+        scripts(
+            *("export_model", tmp_path / "model.pt", "--data", data, "--dest", tmp_path / "new")
+        )
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_memory_options_that_the_modeling_file_lacks_are_refused(
+    data, scripts, monkeypatch, tmp_path
+):
+    make_checkpoint({**MEMORY, "pkm_mode": "replace"}, {}, data, tmp_path / "model.pt")
+    modeled = import_module("export_model").MODELED - {"pkm_mode"}
+    monkeypatch.setattr(import_module("export_model"), "MODELED", modeled)
+    with pytest.raises(SystemExit, match="--pkm-mode replace cannot be exported"):
+        scripts(
+            *("export_model", tmp_path / "model.pt", "--data", data, "--dest", tmp_path / "new")
+        )
+
+
+def test_every_memory_option_is_modeled_or_of_training_alone_or_refused():
+    module = import_module("export_model")
+    options = {name for name in vars(PKMConfig()) if name.startswith("pkm_")}
+    assert options >= module.MODELED | module.OF_TRAINING
+    assert not module.MODELED & module.OF_TRAINING
+
+
+def test_the_model_card_has_the_figures_of_a_report(data, exports, scripts, tmp_path):
+    folder = exports[0]["residual"][0]
+    checkpoint = folder.with_suffix(".pt")
+    figures = {"pkm_top1_usage": 0.9312345, "pkm_kl": 0.25}
+    entries = [
+        {"file": "another.pt", "figures": {"pkm_kl": 9}, "updates": 1},
+        {"file": str(checkpoint), "figures": figures, "updates": 40},
+    ]
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"data": "bin", "subset": "valid", "checkpoints": entries}))
+    arguments = ("--data", data, "--report", report)
+    scripts("export_model", checkpoint, "--dest", tmp_path / "new", *arguments)
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert "| pkm_top1_usage | 0.931235 |\n| pkm_kl | 0.25 |" in card
+    assert "144 slots" in card
+    assert "valid set of bin, after 40 updates" in card
+    assert "pkm_kl" not in (folder / "README.md").read_text()
+    with pytest.raises(SystemExit, match="has no figures of"):
+        dense = folder.parent / "dense.pt"
+        scripts("export_model", dense, "--dest", tmp_path / "other", *arguments)
