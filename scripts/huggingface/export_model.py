@@ -273,7 +273,10 @@ def write_tokenizer(args, dictionary, dest):
         symbols = [tokens.get(symbol, symbol) for symbol in dictionary.symbols]
         write_json(dest / "vocab.json", {token: i for i, token in enumerate(symbols)})
         shutil.copy(files["gpt2_vocab_bpe"], dest / "merges.txt")
-        config = {"tokenizer_class": "RobertaTokenizer"}
+        # Takes the space before it, as fairseq's fill_mask does.
+        mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "special": True}
+        mask.update(dict.fromkeys(("rstrip", "normalized", "single_word"), False))
+        config = {"tokenizer_class": "RobertaTokenizer", "mask_token": mask}
     write_json(dest / "tokenizer_config.json", config)
     return files["bpe"]
 
