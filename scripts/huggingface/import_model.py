@@ -223,7 +223,9 @@ def read_vocabulary(folder, size, encoder):
         return list(range(size)), dictionary.symbols
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
     first = {
         "<s>": tokenizer.cls_token_id,
         "<pad>": tokenizer.pad_token_id,
