@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import pytest
 import sentencepiece
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
+from fairseq.models import build_model
 
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.models import PKMRobertaModel
@@ -27,6 +26,7 @@ from tests.commands.commands import (
     pretraining,
     run,
 )
+from tests.models.tiny import make_args
 
 # A torchaudio that does not go with torch, as fairseq-fixed brings it, stops transformers.
 sys.modules["torchaudio"] = None
@@ -308,13 +308,8 @@ def make_checkpoint(options, heads, data, path):
     """Writes a checkpoint of a random model and returns the model."""
     dictionary = Dictionary.load(str(data / "dict.txt"))
     dictionary.add_symbol("<mask>")
-    arch = "pkm_roberta" if "pkm_layers" in options else "roberta"
-    args = Namespace(
-        arch=arch, task="masked_lm", criterion="masked_lm", min_params_to_wrap=10**8, **DENSE
-    )
-    vars(args).update(options)
-    ARCH_CONFIG_REGISTRY[arch](args)
     task = SimpleNamespace(source_dictionary=dictionary, max_positions=lambda: 128)
+    args = make_args(task="masked_lm", criterion="masked_lm", **DENSE, **options)
     model = build_model(args, task)
     for name, classes in heads.items():
         model.register_classification_head(name, classes)
