@@ -2,6 +2,11 @@
 
 from setuptools import find_packages, setup
 
+HUGGING_FACE = [
+    'safetensors; python_version >= "3.9"',
+    'transformers>=4.57.6; python_version >= "3.9"',
+]
+
 setup(
     name="pkm_fairseq",
     version="0.1.0",
@@ -29,8 +34,11 @@ setup(
         "bench": ["product-key-memory"],
         # CPU kernels of pkm_fairseq.ops; older Pythons do without.
         "cpu": ['numba; python_version >= "3.10"'],
+        # Models to and from Hugging Face; never needed to train.
+        "huggingface": HUGGING_FACE,
         # GPU kernels need triton, too; torch for GPUs brings it. Here its interpreter runs them.
         "test": [
+            *HUGGING_FACE,
             "hypothesis",
             "pytest",
             "pytest-xdist",
