@@ -10,12 +10,12 @@ import pkm_fairseq.models  # noqa: F401 - registers the architectures
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.criterions import UsageConfig
 from pkm_fairseq.optim import PKMAdamConfig
-from pkm_fairseq.tasks import InitFromConfig
+from pkm_fairseq.tasks.masked_lm import PKMMaskedLMConfig
 
 EXAMPLES = Path(__file__).parents[1] / "user_dir_examples"
 # The ablation's are no configurations of fairseq: tests/test_ablation.py has them read.
 CONFIGS = sorted({*EXAMPLES.rglob("*.yaml")} - {*EXAMPLES.glob("ablation/*.yaml")})
-OPTIONS = {"model": PKMConfig, "task": InitFromConfig, "criterion": UsageConfig}
+OPTIONS = {"model": PKMConfig, "task": PKMMaskedLMConfig, "criterion": UsageConfig}
 
 
 def pkm_options(names):
