@@ -73,8 +73,13 @@ def test_the_list_is_that_of_the_accesses(start, slots, data):
         # Twice the same background is twice as many batches.
         with_slot = 2 * sum(np.isin(np.arange(256), of_batch) for of_batch in of_layer)
         scores = accesses / accesses.sum() * np.log((2 * len(of_layer) + 1) / (with_slot + 1))
-        best = np.argsort(-scores, kind="stable")[:COUNT]
-        assert slots[1][layer] == sorted(best[scores[best] > 0].tolist())
+        listed = np.isin(np.arange(256), slots[1][layer])
+        assert listed.sum() == COUNT
+        # The last bits of a sum, which differ by process, decide a read now and then.
+        cut = np.sort(scores)[-COUNT]
+        assert listed[scores > 1.1 * cut].all()
+        assert not listed[scores < cut / 1.1].any()
+        assert (scores > 1.1 * cut).sum() > COUNT / 2
 
 
 def train(data, start, slots, save_dir, updates=4, **options):
