@@ -72,10 +72,14 @@ def add_memory(args):
     make_ours(trained, options)
     model = PKMRobertaModel.build_model(trained, stand_in_task(state))
     model.load_state_dict(state)
-    # The optimizer knows nothing of the memories: the next training makes its own.
+    return with_model(checkpoint, model.state_dict())
+
+
+def with_model(checkpoint, state):
+    """Returns a checkpoint with another model, as plain types: what its optimizer knew is gone."""
     checkpoint.pop("last_optimizer_state", None)
     cfg = OmegaConf.to_container(checkpoint["cfg"], enum_to_str=True)
-    return {**checkpoint, "args": None, "cfg": cfg, "model": model.state_dict()}
+    return {**checkpoint, "args": None, "cfg": cfg, "model": state}
 
 
 def stand_in_task(state):

@@ -104,7 +104,8 @@ def test_a_row_goes_on_from_another_with_other_sentences():
     names = [step.name for step in steps.pretrainings(["f"])]
     assert names == [
         *("data", "a.1", "a.1.valid", "a.2", "a.2.valid"),
-        *("f.1", "f.1.valid", "f.2", "f.2.valid"),
+        *("f.1", "f.1.valid", "f.1.empty", "f.1.without"),
+        *("f.2", "f.2.valid", "f.2.empty", "f.2.without"),
     ]
 
 
@@ -129,7 +130,9 @@ def test_rows_differ_in_what_they_say_alone():
 
 def test_all_rows_are_validated_on_the_same_masks():
     steps = make_steps()
-    assert len({options_of(steps.validation(name, 1))["--seed"] for name in "abcdef"}) == 1
+    validations = [steps.validation(name, 1) for name in "abcdef"]
+    validations += [[*steps.without_memory(name, 1)][1] for name in "cdef"]
+    assert len({options_of(step)["--seed"] for step in validations}) == 1
 
 
 class Work:

@@ -31,6 +31,9 @@ def make_table(results):
         "learning rate": lambda name, row: f"{row['lr']:g}",
         "parameters": lambda name, row: _number(median(row["runs"], "parameters"), ",.0f"),
         "perplexity": lambda name, row: _valid(row, "ppl", ".1f"),
+        "values zero": lambda name, row: _number(
+            median(row["runs"], "without_memory", "ppl"), ".1f"
+        ),
         "top-1 usage": lambda name, row: _valid(row, "pkm_top1_usage"),
         "top-k usage": lambda name, row: _valid(row, "pkm_topk_usage"),
         "KL": lambda name, row: _valid(row, "pkm_kl", ".2f"),

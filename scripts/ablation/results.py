@@ -72,6 +72,7 @@ class Results:
             "parameters": int(parameters.replace(",", "")),
             "pretraining": trained,
             "validation": {**valid, "figures": self._validated(f"{run}.valid")},
+            "without_memory": self._done(f"{run}.without") and self._validated(f"{run}.without"),
             "history": {
                 figure: [(before + update, value) for update, value in entries]
                 for figure, entries in history.items()

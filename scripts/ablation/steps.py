@@ -66,6 +66,8 @@ class Steps:
         for name in wanted:
             for seed in self.settings.seeds:
                 steps += [self.pretraining(name, seed), self.validation(name, seed)]
+                if self.settings.rows[name].memory:
+                    steps += self.without_memory(name, seed)
         return steps
 
     def finetunings(self, rows):
@@ -143,10 +145,21 @@ class Steps:
     def validation(self, name, seed):
         """Validates a row's last checkpoint on the whole validation set."""
         run = f"{name}.{seed}"
+        return self._validation(f"{run}.valid", run, self._checkpoint(run))
+
+    def without_memory(self, name, seed):
+        """Validates it once more, with all values of its memory set to zero."""
+        run = f"{name}.{seed}"
+        empty = self.dest / f"{run}.empty" / "checkpoint.pt"
+        args = (self._checkpoint(run), "--dest", empty)
+        yield self._script(f"{run}.empty", "scripts/without_memory.py", *args, needs=(run,))
+        yield self._validation(f"{run}.without", f"{run}.empty", empty)
+
+    def _validation(self, step, needed, checkpoint):
         options = {
             "user_dir": "pkm_fairseq",
             "task": "pkm_masked_lm",
-            "path": self._checkpoint(run),
+            "path": checkpoint,
             "batch_size": self.settings.batch_size,
             "required_batch_size_multiple": 1,
             "seed": VALIDATION_SEED,
@@ -154,7 +167,7 @@ class Steps:
             "cpu": self.settings.cpu,
         }
         command = (tool("fairseq-validate"), str(self.text), *flags(options))
-        return Step(f"{run}.valid", "validation", command, (run,))
+        return Step(step, "validation", command, (needed,))
 
     def glue_data(self, task):
         return self._script(

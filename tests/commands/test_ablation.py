@@ -2,7 +2,9 @@
 
 import json
 
-from tests.commands.commands import ROOT, run, run_until
+import torch
+
+from tests.commands.commands import ROOT, load_model_state, run, run_until
 
 TINY = ROOT / "user_dir_examples/ablation/tiny.yaml"
 
@@ -32,6 +34,12 @@ def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
     row = results["rows"]["d"]["runs"]["1"]
     assert [update for update, _ in row["history"]["ppl"]] == [10]
     assert 0 < row["validation"]["figures"]["pkm_top1_usage"] <= 1
+    assert 0 < abs(row["without_memory"]["ppl"] - row["validation"]["figures"]["ppl"]) < 100
+    whole = load_model_state(dest / "d.1/checkpoint_last.pt")
+    empty = load_model_state(dest / "d.1.empty/checkpoint.pt")
+    for name, tensor in whole.items():
+        kept = not name.endswith("pkm.values.weight")
+        assert torch.equal(empty[name], tensor if kept else torch.zeros_like(tensor))
     assert 0 <= row["finetuning"]["CoLA"]["drift"]["1"] <= 1
     assert row["finetuning"]["CoLA"]["best"]["1"] >= row["finetuning"]["CoLA"]["last"]["1"]
     assert results["rows"]["a"]["runs"]["1"] is None

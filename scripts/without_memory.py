@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Writes a checkpoint whose memories read nothing: all their values are zero.
+
+What it scores less than the checkpoint itself is what the model owes to what its memories hold.
+Writes DEST whole or not at all, for evaluation.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from add_memory import with_model
+from fairseq import checkpoint_utils
+
+VALUES = ".pkm.values.weight"
+
+
+def main():
+    args = parse_args()
+    try:
+        checkpoint = empty(args.checkpoint)
+        args.dest.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint_utils.torch_persistent_save(checkpoint, str(args.dest))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {args.dest}")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="one with memory")
+    parser.add_argument("--dest", type=Path, required=True, metavar="FILE", help="to write")
+    args = parser.parse_args()
+    if args.dest.exists():
+        parser.error(f"--dest {args.dest} is there already: remove it or choose another")
+    return args
+
+
+def empty(path):
+    """Returns the checkpoint of a file with all values zero.
+
+    Raises:
+        ValueError: if it cannot be read, or has none.
+    """
+    checkpoint = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    state = checkpoint["model"]
+    zeros = {name: torch.zeros_like(state[name]) for name in state if name.endswith(VALUES)}
+    if not zeros:
+        raise ValueError(f"{path} has no memory")
+    return with_model(checkpoint, {**state, **zeros})
+
+
+if __name__ == "__main__":
+    main()
