@@ -11,13 +11,12 @@ import json
 import logging
 import os
 import re
-import signal
 import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).parent / "ablation"))
-from run import publish  # noqa: E402 - after the above
+from run import carry_out, publish  # noqa: E402 - after the above
 from steps import ROOT, Step, config_name, flags, glue_config, hydra_value, tool  # noqa: E402
 
 # How to go on to the new task: what is trained, whether of a list of slots, the rest frozen.
@@ -34,14 +33,7 @@ ROBERTA = (
 
 
 def main():
-    args = parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped: started again, it goes on where it was")
+    carry_out(run, parse_args())
 
 
 def parse_args():
@@ -103,7 +95,9 @@ def run(args):
     # The package beside this script, whatever is installed; it takes seconds to import.
     sys.path.insert(1, str(ROOT))
     from results import describe_machine
-    from runner import Runner, write_whole
+    from runner import Runner
+
+    from pkm_fairseq.files import write_whole
 
     logging.getLogger().setLevel(logging.ERROR)  # outside its commands fairseq logs everything
     steps = make_steps(args, *read_model(args.checkpoint))

@@ -50,11 +50,11 @@ class PKMRobertaModel(RobertaModel):
 
     def _compact_tables(self):
         """Puts a copy in fewer bits, which has no parameter, in the place of each table."""
-        memories = self.memories().values()
-        tables = {memory.values for memory in memories}  # one where memories share it
-        compact = {table: CompactValueTable(table, self._table_dtype) for table in tables}
-        for memory in memories:
-            memory.values = compact[memory.values]
+        memories = self.memories()
+        for layers, table in self.tables().items():
+            compact = CompactValueTable(table, self._table_dtype)
+            for layer in layers:
+                memories[layer].values = compact
         self._sparse_values = {}
 
     def _mark_values(self):

@@ -21,10 +21,14 @@ ONLY = ("pretraining", "finetuning", "speed", "results")
 
 
 def main():
-    args = parse_args()
+    carry_out(run, parse_args())
+
+
+def carry_out(work, args):
+    """Does ``work(args)``, which may be killed and started again, and ends with one line if not."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
-        run(args)
+        work(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
