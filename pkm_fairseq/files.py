@@ -1,6 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import os
+import shutil
+from contextlib import contextmanager
 
 
 def write_whole(path, content):
@@ -13,3 +15,21 @@ def write_whole(path, content):
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(path)
+
+
+@contextmanager
+def made_whole(dest):
+    """Yields a new folder, which becomes ``dest`` in the end, or is removed after an exception.
+
+    Args:
+        dest: a ``pathlib.Path`` where nothing is.
+    """
+    partial = dest.with_name(dest.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    partial.rename(dest)

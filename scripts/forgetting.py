@@ -119,9 +119,9 @@ def run(args):
         "steps": {step.name: runner.done(step.name) for step in steps},
         "ways": {way: read_way(args, way) for way in WAYS},
     }
-    write_whole(args.dest / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_whole(args.dest / "results.json", json.dumps(results, indent=1) + "\n")
     table = make_table(results)
-    write_whole(args.dest / "results.md", table.encode())
+    write_whole(args.dest / "results.md", table)
     print(table, end="")
 
 

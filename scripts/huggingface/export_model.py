@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader
 from safetensors.torch import save_file
 
 from pkm_fairseq.config import PKMConfig, flag
+from pkm_fairseq.files import made_whole
 from pkm_fairseq.models import PKMRobertaModel
 from pkm_fairseq.models.hub import find_bpe, make_ours
 
@@ -64,14 +65,11 @@ REQUIRED = {
 
 def main():
     args = parse_args()
-    partial = args.dest.with_name(args.dest.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        export(args, partial)
+        with made_whole(args.dest) as dest:
+            export(args, dest)
     except (ValueError, OSError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         sys.exit(f"error: {error}")
-    partial.rename(args.dest)
     print(f"made {args.dest}")
 
 
@@ -104,7 +102,7 @@ def parse_args():
 
 
 def export(args, dest):
-    """Writes all files to the folder ``dest``, which does not exist."""
+    """Writes all files to the folder ``dest``."""
     model = load_model(args.checkpoint)
     dictionary, labels = load_dictionaries(args.data)
     state = model.state_dict()
@@ -119,7 +117,6 @@ def export(args, dest):
     figures = read_figures(args.report, args.checkpoint) if args.report else {}
     config = make_config(model.args, weights, labels)
 
-    dest.mkdir(parents=True)
     save_file(weights, dest / "model.safetensors", metadata={"format": "pt"})
     write_json(dest / "config.json", config)
     if "auto_map" in config:

@@ -21,6 +21,7 @@ from fairseq.models.roberta.model import base_architecture
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pkm_fairseq.files import made_whole
 from pkm_fairseq.models import PKMRobertaModel
 
 # Scripts are run by their path, which puts only their own folder on Python's.
@@ -48,18 +49,13 @@ DICTIONARY_KEYS = (EMBEDDINGS, "lm_head.decoder.weight", "lm_head.bias")
 
 def main():
     args = parse_args()
-    partial = args.dest.with_name(args.dest.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        convert(args.folder, partial)
+        with made_whole(args.dest) as dest:
+            convert(args.folder, dest)
     except KeyError as error:
-        shutil.rmtree(partial)
         sys.exit(f"error: {args.folder}: {error} is missing in config.json or in the weights")
     except (ValueError, OSError, SafetensorError) as error:
-        shutil.rmtree(partial)
         sys.exit(f"error: {args.folder}: {error}")
-    partial.rename(args.dest)
     print(f"made {args.dest}")
 
 
