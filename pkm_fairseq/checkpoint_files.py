@@ -10,7 +10,7 @@ in their places.
 import functools
 import logging
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ def install():
         (checkpoint_utils, torch_persistent_save),
         (checkpoint_utils, load_checkpoint_to_cpu),
         (checkpoint_utils, load_checkpoint),
+        (checkpoint_utils, save_checkpoint),
     ):
         stock = getattr(owner, wrapper.__name__)
         wrapped = functools.wraps(stock)(functools.partial(wrapper, stock))
@@ -84,6 +85,15 @@ def load_checkpoint_to_cpu(stock, path, *args, **options):
         if Path(path).is_file() and is_cut_off(path):
             reason = "it is cut off"
         raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+
+
+def save_checkpoint(stock, cfg, trainer, *args):
+    """Writes checkpoints, in which tables that workers split are whole."""
+    with ExitStack() as whole:
+        model = trainer.get_model()
+        if hasattr(model, "whole_tables") and not cfg.no_save:
+            whole.enter_context(model.whole_tables(trainer.optimizer.optimizer.state))
+        return stock(cfg, trainer, *args)
 
 
 def load_checkpoint(stock, cfg, trainer, **options):

@@ -136,6 +136,14 @@ class PKMConfig(FairseqDataclass):
             "--optimizer pkm_adam, makes the cost of an update follow the rows it touches"
         },
     )
+    pkm_shards: int = field(
+        default=1,
+        metadata={
+            "help": "split the columns of the values over groups of so many workers, which with "
+            "--optimizer pkm_adam divides the memory they need among them; a checkpoint can be "
+            "used with any other number"
+        },
+    )
     pkm_table_dtype: TABLE_DTYPES = field(
         default="model",
         metadata={
@@ -209,6 +217,18 @@ class PKMConfig(FairseqDataclass):
             raise ValueError(
                 f"--pkm-table-dtype {self.pkm_table_dtype} has no effect without a memory: "
                 "remove it or name layers in --pkm-layers"
+            )
+        if self.pkm_shards < 1:
+            raise ValueError(f"--pkm-shards {self.pkm_shards} must be at least 1: raise it")
+        if self.pkm_shards > 1 and not self.pkm_layers:
+            raise ValueError(
+                f"--pkm-shards {self.pkm_shards} has no effect without a memory: "
+                "remove it or name layers in --pkm-layers"
+            )
+        if self.pkm_shards > 1 and self.pkm_table_dtype != "model":
+            raise ValueError(
+                f"--pkm-table-dtype {self.pkm_table_dtype} is for evaluation and --pkm-shards for "
+                "training: leave one of the two out"
             )
         if self.pkm_sync_query_norm and self.pkm_query_norm != "batch":
             raise ValueError(

@@ -55,6 +55,15 @@ def test_layers_are_compared_and_drawn(run, tmp_path, capsys):
     assert "ours, dense" in capsys.readouterr().out
 
 
+def test_shards_are_measured_beside_their_formulas(run, tmp_path):
+    options = "--shards 1 --subkeys 8 --value-dim 8 --tokens 6 --topk 4 --heads 2 --json"
+    run("bench_shards", [*options.split(), tmp_path / "shards.json"])
+    (row,) = json.loads((tmp_path / "shards.json").read_text())["results"]
+    assert row["bytes_by_formula"] == 0
+    assert row["mib_by_formula"] == 4 * 64 * 8 * 4 / 2**20
+    assert import_module("bench_shards").bytes_of_token(4, 128, 256) == 3 * (12 * 128 + 8 * 64)
+
+
 def test_what_is_not_installed_is_left_out_and_named(run, monkeypatch, capsys):
     monkeypatch.setattr("bench_layer.is_installed", lambda layer: layer != "product-key-memory")
     run("bench_layer", TINY_LAYER.split())

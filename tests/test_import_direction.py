@@ -26,7 +26,7 @@ ALLOWED = {
     "ops": {"compiling", "workers"},
     "modules": {"checkpoint", "compiling", "config", "ops", "workers"},
     "optim": {"ops", "workers"},
-    "models": {"checkpoint", "config", "ops", "modules"},
+    "models": {"checkpoint", "config", "ops", "modules", "workers"},
 }
 FAIRSEQ_FREE = {
     *("checkpoint", "compiling", "files", "monitor", "ops"),

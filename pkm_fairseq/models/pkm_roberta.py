@@ -3,7 +3,7 @@
 import logging
 import re
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -25,6 +25,7 @@ from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_opti
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.modules import CompactValueTable, PKMTransformerEncoder, ProductKeyMemory
 from pkm_fairseq.ops import quantise_rows
+from pkm_fairseq.workers import shard_of
 
 from .hub import load_interface
 
@@ -55,7 +56,7 @@ class PKMRobertaModel(RobertaModel):
             compact = CompactValueTable(table, self._table_dtype)
             for layer in layers:
                 memories[layer].values = compact
-        self._sparse_values = {}
+        self._shared_by_optimizer = {}
 
     def _mark_values(self):
         """Marks the parameters that are values, for optimizers and workers."""
@@ -63,16 +64,18 @@ class PKMRobertaModel(RobertaModel):
             # By which fairseq's optimizers, ours among them, know the values from the rest.
             table.trained.param_group = "pkm_values"
             table.trained.pkm_grad = table.grad
-        self._sparse_values = {
+            table.trained.pkm_shard = table.weight.pkm_shard = table.shard
+        self._shared_by_optimizer = {
             name: param
             for name, param in self.named_parameters()
-            if getattr(param, "pkm_grad", "dense") == "sparse" and param.requires_grad
+            if shard_of(param)
+            or (getattr(param, "pkm_grad", "dense") == "sparse" and param.requires_grad)
         }
         # Workers share these gradients through the optimizer: so says each of fairseq's backends.
-        for values in self._sparse_values.values():
+        for values in self._shared_by_optimizer.values():
             values.expert = True  # legacy_ddp
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            self, list(self._sparse_values)
+            self, list(self._shared_by_optimizer)
         )
 
     @staticmethod
@@ -101,6 +104,7 @@ class PKMRobertaModel(RobertaModel):
         for name, value in vars(config).items():
             if name.startswith("pkm_"):
                 setattr(args, name, value)
+        args.pkm_shards = 1  # of the run, not of the model: a checkpoint is whole
         encoder = PKMRobertaEncoder(args, task.source_dictionary, config, cls.memory_class)
         if OmegaConf.is_config(args):
             # As RobertaModel leaves it: fairseq's trainer asks for options that do not exist.
@@ -130,7 +134,17 @@ class PKMRobertaModel(RobertaModel):
             weight = scales.replace(".scales", ".weight")
             if weight in state_dict and state_dict[weight].is_floating_point():
                 state_dict[weight], state_dict[scales] = quantise_rows(state_dict[weight])
-        fitted, notes = fit_checkpoint(state_dict, model)
+        # In a checkpoint tables are whole: let those that are split over workers look like it.
+        params = self.state_dict(keep_vars=True)
+        shards = {key: shard_of(param) for key, param in params.items() if shard_of(param)}
+        whole = {
+            key: model[key][:, :1].expand(-1, model[key].shape[1] * shard.count)
+            for key, shard in shards.items()
+        }
+        fitted, notes = fit_checkpoint(state_dict, {**model, **whole})
+        for key, shard in shards.items():
+            fresh = fitted[key] is whole[key]
+            fitted[key] = model[key] if fresh else shard.columns(fitted[key])
         for note in notes:
             logger.info(note)
         state_dict.clear()
@@ -212,6 +226,21 @@ class PKMRobertaModel(RobertaModel):
         head = self.classification_heads[name].to(self.encoder.sentence_encoder.embed_tokens.weight)
         head.requires_grad_(not self._frozen)
 
+    @contextmanager
+    def whole_tables(self, states):
+        """Has state dicts hold whole tables, on the worker that saves, if workers split them.
+
+        All workers have to enter it, and none of what is saved may change meanwhile.
+
+        Args:
+            states: the optimizer's state by parameter.
+        """
+        with ExitStack() as gathered:
+            for table in self.tables().values():
+                state = states.get(table.trained, {})
+                gathered.enter_context(table.gathered(state.values()))
+            yield
+
     def average_query_statistics(self):
         """Gives all workers, each of which has to call this, the same running statistics."""
         for memory in self.memories().values():
@@ -242,12 +271,15 @@ class PKMRobertaModel(RobertaModel):
                     f"--pkm-table-dtype {self._table_dtype} is for evaluation, its values cannot "
                     "be trained: remove it, or call eval()"
                 )
-            for values in self._sparse_values.values():
-                if values.requires_grad and not hasattr(values, "sparse_gradient_taken"):
+            for values in self._shared_by_optimizer.values():
+                if values.requires_grad and not hasattr(values, "taken_by_lazy_adam"):
+                    sparse = values.pkm_grad == "sparse"
+                    option = "--pkm-grad sparse" if sparse else "--pkm-shards"
+                    other = "choose --pkm-grad dense" if sparse else "leave --pkm-shards out"
                     raise ValueError(
-                        "--pkm-grad sparse needs --optimizer pkm_adam, and half precision needs "
+                        f"{option} needs --optimizer pkm_adam, and half precision needs "
                         "--memory-efficient-fp16 or --memory-efficient-bf16 with it: add them, or "
-                        "choose --pkm-grad dense"
+                        f"{other}"
                     )
         return super().forward(*args, **options)
 
@@ -357,6 +389,11 @@ def _refuse_what_cannot_be(args, config):
         raise ValueError(
             "--encoder-layerdrop drops other layers on each worker, and they would wait for each "
             "other in --pkm-sync-query-norm: leave one of the two out"
+        )
+    if config.pkm_shards > 1 and safe_getattr(args, "encoder_layerdrop", 0):
+        raise ValueError(
+            "--encoder-layerdrop drops other layers on each worker, and they would wait for each "
+            "other in --pkm-shards: leave one of the two out"
         )
     if config.pkm_mode == "replace" and safe_getattr(args, "ffn_reg_scale_factor", 0):
         raise ValueError(

@@ -71,6 +71,7 @@ class PKMTransformerEncoder(TransformerEncoder):
                 value_dropout=config.pkm_value_dropout,
                 value_init=config.pkm_value_init,
                 grad=config.pkm_grad,
+                shards=config.pkm_shards,
                 values=self._memories[0].values if share else None,
             )
         except (RuntimeError, TypeError) as error:  # torch's, for sizes it cannot make

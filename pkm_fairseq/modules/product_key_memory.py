@@ -38,6 +38,7 @@ class ProductKeyMemory(nn.Module):
         value_dropout: dropout probability on the weighted sum of values.
         value_init: normal or zero.
         grad: dense or sparse gradient of the values.
+        shards: over how many workers the columns of the values are split.
         values: a ``ValueTable`` to share, None for one of its own.
 
     Raises:
@@ -64,6 +65,7 @@ class ProductKeyMemory(nn.Module):
         value_dropout=PKMConfig.pkm_value_dropout,
         value_init=PKMConfig.pkm_value_init,
         grad=PKMConfig.pkm_grad,
+        shards=PKMConfig.pkm_shards,
         values=None,
     ):
         super().__init__()
@@ -90,11 +92,13 @@ class ProductKeyMemory(nn.Module):
         value_dim = value_dim or (input_dim // heads if self.concat else input_dim)
         read_dim = heads * value_dim if self.concat else value_dim
         slots_total = subkeys**2
-        if values is not None and values.weight.shape != (slots_total, value_dim):
-            raise ValueError(
-                f"the shared values are {tuple(values.weight.shape)}, "
-                f"but this memory needs {(slots_total, value_dim)}"
-            )
+        if values is not None:
+            theirs = len(values.weight), values.value_dim
+            if theirs != (slots_total, value_dim):
+                raise ValueError(
+                    f"the shared values are {theirs}, but this memory needs "
+                    f"{(slots_total, value_dim)}"
+                )
         self.heads = heads
         self.query = self.build_query(input_dim, heads * key_dim)
         self.query_norm = build_query_norm(query_norm, heads, key_dim, sync_query_norm)
@@ -105,7 +109,7 @@ class ProductKeyMemory(nn.Module):
         )
         # K weights of order one would read K times as much as K that sum to one.
         scale = 1.0 if weights == "softmax" else 1 / topk
-        self.values = values or ValueTable(slots_total, value_dim, value_init, grad, scale)
+        self.values = values or ValueTable(slots_total, value_dim, value_init, grad, scale, shards)
         self.value_dropout = nn.Dropout(value_dropout)
         self.gate = build_gate(gate, input_dim, read_dim)
         project = self.concat or gate == "silu" or value_dim != input_dim

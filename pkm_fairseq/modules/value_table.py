@@ -1,5 +1,6 @@
 """The values of a memory."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -11,9 +12,11 @@ from pkm_fairseq.ops import (
     compact_bag,
     gradient_of_rows,
     quantise_rows,
+    sharded_bag,
     weighted_bag,
 )
 from pkm_fairseq.ops.cpu import with_huge_pages
+from pkm_fairseq.workers import ROWS_AT_A_TIME, Shard
 
 GRADIENTS = {"dense": KeptDenseGradient, "sparse": KeptSparseGradient}
 
@@ -27,35 +30,55 @@ class ValueTable(nn.Module):
         init: normal (variance 1 / value_dim) or zero.
         grad: dense or sparse, which an optimizer must be able to take, as ``LazyAdam`` is.
         scale: what normal draws are multiplied with.
+        shards: over how many workers the columns are split; see ``Shard``.
 
     Raises:
-        ValueError: if ``init`` or ``grad`` is neither.
+        ValueError: if ``init`` or ``grad`` is neither, or the columns or workers cannot be split.
     """
 
-    def __init__(self, slots, value_dim, init, grad="dense", scale=1.0):
+    def __init__(self, slots, value_dim, init, grad="dense", scale=1.0, shards=1):
         super().__init__()
         if init not in ("normal", "zero"):
             raise ValueError(f"value_init={init} is not normal or zero: change --pkm-value-init")
         if grad not in GRADIENTS:
             raise ValueError(f"grad={grad} is not dense or sparse: change --pkm-grad")
+        if value_dim % shards:
+            raise ValueError(
+                f"--pkm-shards {shards} does not divide the width of a value, {value_dim}: change "
+                "it or --pkm-value-dim"
+            )
+        self.shard = Shard(shards) if shards > 1 else None  # None: it is whole
+        self.value_dim = value_dim
         self.init = init
         self.grad = grad
         self.scale = scale
         self._make_gradient = GRADIENTS[grad]()
         # A bare Parameter: fairseq's init_bert_params redraws every nn.Embedding.
-        self.weight = nn.Parameter(with_huge_pages(torch.empty(slots, value_dim)))
+        self.weight = nn.Parameter(with_huge_pages(torch.empty(slots, value_dim // shards)))
         self.register_parameter("rows", None)
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Draws all rows anew."""
-        if self.init == "normal":
-            nn.init.normal_(self.weight, std=self.scale * self.weight.shape[1] ** -0.5)
-        else:
+        """Draws all rows anew, for any number of shards the same."""
+        std = self.scale * self.value_dim**-0.5
+        if self.init == "zero":
             nn.init.zeros_(self.weight)
+        elif self.shard is None:
+            nn.init.normal_(self.weight, std=std)
+        else:
+            # Some rows at a time: no worker need have room for all columns.
+            for rows in self.weight.data.split(ROWS_AT_A_TIME):
+                drawn = rows.new_empty(len(rows), self.value_dim).normal_(std=std)
+                rows.copy_(self.shard.columns(drawn))
 
     def forward(self, slots, weights):
         """Reads the rows ``slots``, (T, n), times ``weights``, (T, n): (T, value-dim)."""
+        if self.shard is None:
+            return self._bag(slots, weights)
+        return sharded_bag(self._bag, slots, weights, self.shard)
+
+    def _bag(self, slots, weights):
+        """Reads what this worker has of the rows."""
         if self.rows is None:
             return weighted_bag(self.weight, slots, weights, self._make_gradient)
         self._merge()
@@ -97,9 +120,21 @@ class ValueTable(nn.Module):
             # ``data``: what autograd keeps for the backward pass does not change by it.
             self.weight.data.index_copy_(0, self._slots, self.rows.data)
 
+    def gathered(self, tensors):
+        """Has state dicts hold the table whole if workers split it; see ``Shard.gathered``.
+
+        Args:
+            tensors: what to gather beside it.
+        """
+        self._merge()
+        return self.shard.gathered([self.weight, *tensors]) if self.shard else nullcontext()
+
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         self._merge()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        whole = self.shard and self.shard.whole(self.weight)
+        if whole is not None:
+            destination[prefix + "weight"] = whole
         destination.pop(prefix + "rows", None)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
@@ -109,8 +144,8 @@ class ValueTable(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self):
-        slots, value_dim = self.weight.shape
-        return f"{slots}, {value_dim}, init={self.init}, grad={self.grad}"
+        split = f", shards={self.shard.count}" if self.shard else ""
+        return f"{len(self.weight)}, {self.value_dim}, init={self.init}, grad={self.grad}{split}"
 
 
 class CompactValueTable(nn.Module):

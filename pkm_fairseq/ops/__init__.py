@@ -3,6 +3,7 @@
 from .product_key_search import product_key_search
 from .product_key_topk import product_key_topk
 from .row_adam import new_row_state, row_adam_
+from .sharded_bag import sharded_bag
 from .weighted_bag import (
     KeptDenseGradient,
     KeptSparseGradient,
@@ -23,6 +24,7 @@ __all__ = [
     "product_key_topk",
     "quantise_rows",
     "row_adam_",
+    "sharded_bag",
     "touched_row_gradients",
     "weighted_bag",
 ]

@@ -4,6 +4,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from pkm_fairseq.ops import new_row_state, row_adam_
+from pkm_fairseq.workers import shard_of
 
 
 class LazyAdam(torch.optim.Optimizer):
@@ -38,20 +39,26 @@ class LazyAdam(torch.optim.Optimizer):
         )
 
     def add_param_group(self, param_group):
-        """Adds a group, whose parameters may have sparse gradients from now on."""
+        """Adds a group, whose parameters may be shards and have sparse gradients from now on."""
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
-            param.sparse_gradient_taken = True
+            param.taken_by_lazy_adam = True
 
     @torch.no_grad()
     def grad_norm(self, groups=None):
         """Returns the norm of the gradients, as they are, of all or the given groups: a tensor."""
-        norms = [
-            torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
-            for group in (self.param_groups if groups is None else groups)
-            for grad in map(_numbers, group["params"])
-            if grad is not None
-        ]
+        norms = []
+        for group in self.param_groups if groups is None else groups:
+            for param in group["params"]:
+                grad = _numbers(param)
+                if grad is None:
+                    continue
+                wide = torch.promote_types(grad.dtype, torch.float32)
+                norm = torch.linalg.vector_norm(grad, dtype=wide)
+                shard = shard_of(param)
+                if shard:
+                    norm = shard.norm(norm)
+                norms.append(norm)
         return torch.stack(norms).norm() if norms else torch.zeros(())
 
     @torch.no_grad()
@@ -148,12 +155,35 @@ class LazyAdam(torch.optim.Optimizer):
             if wide is not param:
                 param.copy_(wide)
 
+    def state_dict(self):
+        """Returns the state, of shards whole where they are gathered."""
+        state_dict = super().state_dict()
+        for index, param in self._params():
+            shard = shard_of(param)
+            if shard and index in state_dict["state"]:
+                state = {**state_dict["state"][index]}
+                for name, tensor in state.items():
+                    whole = shard.whole(tensor)
+                    state[name] = tensor if whole is None else whole
+                state_dict["state"][index] = state
+        return state_dict
+
+    def _params(self):
+        """Returns the parameters, each with its number in a state dict."""
+        return enumerate(param for group in self.param_groups for param in group["params"])
+
     def load_state_dict(self, state_dict):
         """Loads what ``state_dict`` returned, in its own dtypes; torch alone would change them."""
+        states = dict(state_dict["state"])
+        for index, param in self._params():
+            shard = shard_of(param)
+            if shard and index in states:
+                state = states[index]
+                states[index] = {name: shard.columns(state[name]) for name in state}
+        state_dict = {**state_dict, "state": states}
         super().load_state_dict(state_dict)
-        params = (param for group in self.param_groups for param in group["params"])
-        for index, param in enumerate(params):
-            state = state_dict["state"].get(index, {})
+        for index, param in self._params():
+            state = states.get(index, {})
             for name, saved in state.items():
                 # Only the steps of rows are counted on the CPU; torch leaves all steps where
                 # they were saved.

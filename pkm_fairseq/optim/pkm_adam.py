@@ -12,8 +12,10 @@ from fairseq.dataclass.constants import ZERO_SHARDING_CHOICES
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
+from pkm_fairseq.workers import shard_of
+
 from .lazy_adam import LazyAdam
-from .workers import average_rows, no_rows
+from .workers import average_gradient, is_sparse, no_gradient
 
 VALUES_GROUP = 1  # parameter groups: all else, values
 
@@ -49,6 +51,7 @@ class PKMAdamConfig(FairseqDataclass):
     lr: List[float] = II("optimization.lr")
     amp: bool = II("common.amp")
     zero_sharding: ZERO_SHARDING_CHOICES = II("distributed_training.zero_sharding")
+    store_ema: bool = II("ema.store_ema")
 
 
 @register_optimizer("pkm_adam", dataclass=PKMAdamConfig)
@@ -99,16 +102,19 @@ class PKMAdam(FairseqOptimizer):
             group["lr"] = group_lr
 
     def all_reduce_grads(self, module):
-        """Averages the gradients over all workers, those of sparse values row by row."""
-        sparse = [
-            values for values in self.param_groups[VALUES_GROUP]["params"] if is_sparse(values)
+        """Averages the gradients over all workers: those of sparse values row by row, of a shard
+        over those who hold the same."""
+        ours = [
+            values
+            for values in self.param_groups[VALUES_GROUP]["params"]
+            if is_sparse(values) or shard_of(values)
         ]
-        for values in sparse:
+        for values in ours:
             if values.grad is None:  # fairseq would make a dense one
-                values.grad = no_rows(values)
+                values.grad = no_gradient(values)
         super().all_reduce_grads(module)
-        for values in sparse:
-            values.grad = average_rows(values.grad)
+        for values in ours:
+            values.grad = average_gradient(values.grad, shard_of(values))
 
     def multiply_grads(self, c):
         """Multiplies the gradients by ``c`` when they are used."""
@@ -166,11 +172,6 @@ class PKMAdam(FairseqOptimizer):
         self.set_lr(self.get_lr())
 
 
-def is_sparse(values):
-    """Returns whether the gradient of a table will be sparse."""
-    return getattr(values, "pkm_grad", "dense") == "sparse"
-
-
 def _read_betas(betas):
     """Returns the two numbers that the command line writes as text, and a YAML as it likes."""
     try:
@@ -193,6 +194,11 @@ def _check(cfg, values):
         raise ValueError(
             "--optimizer pkm_adam cannot be used with --zero-sharding os, which puts another "
             "optimizer in its place: leave it out or choose --optimizer adam"
+        )
+    if cfg.store_ema and any(map(shard_of, values)):
+        raise ValueError(
+            "--pkm-shards cannot be used with --store-ema, whose average is saved by one worker: "
+            "leave one of the two out"
         )
     if cfg.pkm_values_lr_scheduled and cfg.pkm_values_lr is None:
         raise ValueError("--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it")

@@ -1,43 +1,43 @@
-"""Sparse gradients of several workers."""
+"""Gradients of values that workers share by themselves: sparse ones, and those of shards."""
 
 import torch
 import torch.distributed as dist
 
-from pkm_fairseq.workers import count_workers
+from pkm_fairseq.workers import count_workers, gather_counts, gather_rows
 
 
-def no_rows(values):
-    """Returns a sparse gradient of a table of which no row was touched."""
+def no_gradient(values):
+    """Returns a gradient of a table of which no row was touched, of the table's kind."""
+    if not is_sparse(values):
+        return torch.zeros_like(values)
     rows = torch.empty(1, 0, dtype=torch.int64, device=values.device)
     row_grads = values.new_empty(0, values.shape[1])
     return torch.sparse_coo_tensor(rows, row_grads, values.shape, check_invariants=False)
 
 
-def average_rows(grad):
-    """Returns the mean over all workers of a sparse gradient, the same on each of them."""
-    workers = count_workers()
-    if workers == 1:
+def is_sparse(values):
+    """Returns whether the gradient of a table will be sparse."""
+    return getattr(values, "pkm_grad", "dense") == "sparse"
+
+
+def average_gradient(grad, shard):
+    """Returns the mean over all workers of a gradient, the same on each that holds these columns.
+
+    Args:
+        grad: dense or sparse; of a shard it is the sum over the workers that hold a table together.
+        shard: its ``Shard``, None for a whole table.
+    """
+    group = shard.replicas if shard else None
+    if count_workers() == 1:
         return grad
-    counts = _gather(torch.tensor([grad._nnz()], device=grad.device), workers)
-    most = int(max(counts))
-    rows = _gather(_pad(grad._indices()[0], most), workers)
-    row_grads = _gather(_pad(grad._values(), most), workers)
+    if not grad.is_sparse:
+        dist.all_reduce(grad, group=group)
+        return grad.div_(count_workers())
+    counts = gather_counts(grad._nnz(), grad.device, group)
     together = torch.sparse_coo_tensor(
-        torch.cat([part[:count] for part, count in zip(rows, counts)]).unsqueeze(0),
-        torch.cat([part[:count] for part, count in zip(row_grads, counts)]) / workers,
+        gather_rows(grad._indices()[0], counts, group).unsqueeze(0),
+        gather_rows(grad._values(), counts, group) / count_workers(),
         grad.shape,
         check_invariants=False,
     )
     return together.coalesce()
-
-
-def _gather(tensor, workers):
-    """Returns the tensor of each worker, all of one shape."""
-    tensors = [torch.empty_like(tensor) for _ in range(workers)]
-    dist.all_gather(tensors, tensor)
-    return tensors
-
-
-def _pad(tensor, rows):
-    """Adds rows at the end."""
-    return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])

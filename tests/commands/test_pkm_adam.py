@@ -1,6 +1,7 @@
 """The optimizer through the real commands, with dense and with sparse gradients."""
 
 import pytest
+import torch
 
 from pkm_fairseq.ops.gpu import triton_imports
 from tests.commands.commands import (
@@ -79,11 +80,27 @@ def test_two_workers_train_as_one_with_twice_the_batches_and_one_can_go_on(data,
     assert logged(resumed, "num_updates") == ["9", "10"]
 
 
+def test_workers_that_split_the_values_train_as_one_and_any_others_go_on(data, tmp_path):
+    options = {**OURS, **EXACT, "batch-size": 4, "total-num-update": 6}
+    alone = pretraining(data, tmp_path / "one", updates=6, **{**options, "update-freq": 2})
+    one = run("fairseq-train", *alone)
+    split = []
+    for updates, shards in ((2, 2), (4, 1), (6, 2)):
+        options.update({"pkm-shards": shards})
+        workers = pretraining(data, tmp_path / "two", updates=updates, **options)
+        split += losses(run_on_two_workers(tmp_path / f"rendezvous{updates}", *workers))
+    assert split == pytest.approx(losses(one), rel=2e-3)
+    ends = [load_model_state(tmp_path / name / "checkpoint_last.pt") for name in ("one", "two")]
+    for name, expected in ends[0].items():
+        torch.testing.assert_close(ends[1][name], expected, rtol=1e-2, atol=1e-3, msg=name)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"optimizer": "adam"}, "--pkm-grad sparse needs --optimizer pkm_adam"),
         ({"amp": None}, "--optimizer pkm_adam cannot be used with --amp"),
+        ({"pkm-shards": 2}, "--pkm-shards 2 does not divide the number of workers, 1"),
         ({"zero-sharding": "os"}, "--optimizer pkm_adam cannot be used with --zero-sharding os"),
         ({"pkm-values-lr-scheduled": None}, "has no effect without --pkm-values-lr"),
     ],

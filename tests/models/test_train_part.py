@@ -30,7 +30,14 @@ def go_back(model, scale=1.0, seed=0):
 
 
 def make_optimizer(model, **options):
-    config = {"lr": [0.01], "amp": False, "zero_sharding": "none", **ADAM, **options}
+    config = {
+        "lr": [0.01],
+        "amp": False,
+        "zero_sharding": "none",
+        "store_ema": False,
+        **ADAM,
+        **options,
+    }
     config = OmegaConf.merge(OmegaConf.structured(PKMAdamConfig), config)
     return PKMAdam(config, [param for param in model.parameters() if param.requires_grad])
 
@@ -42,10 +49,10 @@ def rows_of(table):
 @pytest.mark.parametrize("options", [{}, SHARED, {"pkm_grad": "sparse"}], ids=str)
 def test_the_gradient_is_that_of_the_listed_rows_of_all(options):
     model, whole = make_model(**options), make_memory_model(**options).train()
-    for values in whole._sparse_values.values():
-        values.sparse_gradient_taken = True
-    for values in model._sparse_values.values():
-        values.sparse_gradient_taken = True
+    for values in whole._shared_by_optimizer.values():
+        values.taken_by_lazy_adam = True
+    for values in model._shared_by_optimizer.values():
+        values.taken_by_lazy_adam = True
     for _ in range(2):  # two batches of an update
         go_back(model)
         go_back(whole)
@@ -61,7 +68,7 @@ def test_the_gradient_is_that_of_the_listed_rows_of_all(options):
 
 def test_a_batch_that_counts_for_nothing_touches_no_row():
     model = make_model(pkm_grad="sparse")
-    model.tables()[(1,)].rows.sparse_gradient_taken = True
+    model.tables()[(1,)].rows.taken_by_lazy_adam = True
     go_back(model, scale=0.0)
     assert model.tables()[(1,)].rows.grad._nnz() == 0
 

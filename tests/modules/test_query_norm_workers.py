@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pkm_fairseq.modules import QueryBatchNorm
+from tests.spawned import on_workers
 from tests.tolerances import assert_close
-from tests.two_workers import on_two_workers
 
 SHARES = [(5, 2), (4, 0), (1, 1), (1, 0), (0, 0)]  # tokens of each worker
 
@@ -43,7 +43,7 @@ def train_apart(rank):
 
 
 def test_synchronised_it_normalises_as_one_worker_with_all_tokens(tmp_path):
-    results = on_two_workers(train_together, tmp_path)
+    results = on_workers(2, train_together, tmp_path)
     norm = QueryBatchNorm(2, 3)
     for share, *workers in zip(SHARES, *results):
         expected = normalise(norm, *(torch.cat(part) for part in draw_shares(share)))
@@ -57,7 +57,7 @@ def test_synchronised_it_normalises_as_one_worker_with_all_tokens(tmp_path):
 
 
 def test_by_themselves_workers_share_the_mean_of_their_statistics(tmp_path):
-    (own1, mean1, var1), (own2, mean2, var2) = on_two_workers(train_apart, tmp_path)
+    (own1, mean1, var1), (own2, mean2, var2) = on_workers(2, train_apart, tmp_path)
     assert not torch.allclose(own1, own2)
     assert_close(mean1, (own1 + own2) / 2)
     assert torch.equal(mean1, mean2)

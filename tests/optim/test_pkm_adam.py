@@ -14,7 +14,7 @@ NO_MEMORY = dict.fromkeys(["pkm_subkeys", "pkm_topk", "pkm_heads", "pkm_key_dim"
 
 
 def make_optimizer(model, **options):
-    config = {"lr": [LR], "amp": False, "zero_sharding": "none", **options}
+    config = {"lr": [LR], "amp": False, "zero_sharding": "none", "store_ema": False, **options}
     config = OmegaConf.merge(OmegaConf.structured(PKMAdamConfig), config)
     return PKMAdam(config, model.parameters())
 

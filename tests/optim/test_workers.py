@@ -11,30 +11,32 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.models.tiny import draw_tokens, make_memory_model
 from tests.optim.test_pkm_adam import make_optimizer
-from tests.two_workers import on_two_workers
+from tests.spawned import on_workers
 
 UPDATES = 3
 SENTENCES, LENGTH = 6, 8  # of each update
 PAD = 1
 
 
-def train(rank, shares, batches, filler="pads", **options):
+def train(rank, shares, batches, filler="pads", updates=UPDATES, slots=None, **options):
     """Trains on this worker's share of each update's sentences, in so many batches.
 
     A worker without sentences runs, as in fairseq, a batch that counts nothing: of ``filler``,
     pads alone or sentences of the first update.
     """
     model = make_memory_model(**options)
+    if slots is not None:
+        model.train_slots(dict.fromkeys(model.tables(), slots))
     module = DistributedDataParallel(model) if len(shares) > 1 else model
     optimizer = make_optimizer(model)
     norms = []
-    updates = draw_tokens(UPDATES * SENTENCES, LENGTH).split(SENTENCES)
-    for sentences in updates:
+    drawn = draw_tokens(updates * SENTENCES, LENGTH).split(SENTENCES)
+    for sentences in drawn:
         share = sentences.split(shares)[rank]
         counted = float(len(share) > 0)
         if not counted:
             pads = torch.full((batches, LENGTH), PAD)
-            share = pads if filler == "pads" else updates[0][:batches]
+            share = pads if filler == "pads" else drawn[0][:batches]
         optimizer.zero_grad()
         for i, batch in enumerate(share.chunk(batches), 1):
             module.require_backward_grad_sync = i == batches
@@ -45,7 +47,8 @@ def train(rank, shares, batches, filler="pads", **options):
         optimizer.multiply_grads(len(shares) / sentences.numel())
         norms.append(optimizer.clip_grad_norm(0.5))
         optimizer.step()
-    return {"norms": torch.stack(norms), **model.state_dict()}
+    with model.whole_tables(optimizer.optimizer.state):
+        return {"norms": torch.stack(norms), **model.state_dict()}
 
 
 # name: sentences of each worker, batches they come in, options of the model
@@ -78,7 +81,7 @@ def train_every_case(rank):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return on_two_workers(train_every_case, tmp_path_factory.mktemp("workers"))
+    return on_workers(2, train_every_case, tmp_path_factory.mktemp("workers"))
 
 
 @pytest.mark.parametrize("grad", GRADIENTS)

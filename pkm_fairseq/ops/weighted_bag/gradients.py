@@ -128,36 +128,51 @@ def gradient_of_rows(values, slots, weights, grad_output, *, places, rows, spars
         rows: how many they are.
         sparse: whether the gradient is sparse, with the touched ones ascending.
     """
-    touched, row_grads, grad_weights = touched_row_gradients(values, slots, weights, grad_output)
-    at = places[touched]
-    listed = at >= 0
-    if sparse:
-        listed &= grad_output.any()  # as KeptSparseGradient says
-    at, row_grads = at[listed], row_grads[listed]
     shape = rows, values.shape[1]
-    if sparse:
-        grad = torch.sparse_coo_tensor(
-            at.unsqueeze(0), row_grads, shape, is_coalesced=True, check_invariants=False
-        )
-    else:
-        grad = row_grads.new_zeros(shape).index_copy_(0, at, row_grads)
-    return grad, grad_weights
+
+    def gradient(*inputs):
+        touched, row_grads, grad_weights = touched_row_gradients(*inputs)
+        at = places[touched]
+        listed = at >= 0
+        at, row_grads = at[listed], row_grads[listed]
+        if sparse:
+            grad = torch.sparse_coo_tensor(
+                at.unsqueeze(0), row_grads, shape, is_coalesced=True, check_invariants=False
+            )
+        else:
+            grad = row_grads.new_zeros(shape).index_copy_(0, at, row_grads)
+        return grad, grad_weights
+
+    inputs = (values, slots, weights, grad_output)
+    return of_used_tokens(gradient, *inputs) if sparse else gradient(*inputs)
+
+
+def of_used_tokens(gradient, values, slots, weights, grad_output):
+    """Returns what ``gradient`` makes of the tokens whose gradient is not zero.
+
+    Others, as those of a batch that fairseq makes up where a worker has none left, are to touch no
+    row: an optimizer would move the rows along their momentum.
+    """
+    used = grad_output.any(dim=1)  # (T,)
+    if used.all():
+        return gradient(values, slots, weights, grad_output)
+    grad, grad_weights = gradient(values, slots[used], weights[used], grad_output[used])
+    return grad, torch.zeros_like(weights).index_put_((used,), grad_weights)
 
 
 class KeptSparseGradient:
     """Does what ``sparse_gradient`` does, in memory that it fills again at the next step.
 
-    A batch whose loss was multiplied by zero, as fairseq does where a worker has none left, touches
-    no row: an optimizer would move the rows along their momentum.
+    See ``of_used_tokens`` for the tokens that touch no row.
     """
 
     def __init__(self):
         self._room = KeptMemory()
 
     def __call__(self, values, slots, weights, grad_output):
-        if not grad_output.any():
-            nothing = (slots[:0], weights[:0], grad_output[:0])
-            return sparse_gradient(values, *nothing)[0], torch.zeros_like(weights)
+        return of_used_tokens(self._of_all, values, slots, weights, grad_output)
+
+    def _of_all(self, values, slots, weights, grad_output):
         # Memory that is asked for and never written to costs nothing.
         room = self._room.take(values, min(slots.numel(), len(values)))
         return sparse_gradient(values, slots, weights, grad_output, room)

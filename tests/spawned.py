@@ -1,0 +1,27 @@
+"""Runs a function on several workers of one training, over gloo."""
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def on_workers(workers, function, folder, *args, **options):
+    """Calls ``function(rank, *args, **options)`` on each worker and returns all results.
+
+    Args:
+        workers: how many.
+        function: of a module, so that a new process can import it; returns what torch can save.
+        folder: an empty folder.
+    """
+    mp.spawn(_work, (workers, function, str(folder), args, options), nprocs=workers)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(workers)]
+
+
+def _work(rank, workers, function, folder, args, options):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers
+    )
+    torch.save(function(rank, *args, **options), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
