@@ -49,6 +49,7 @@ BAD = [
     *[(name, bad) for name in SWITCHES for bad in ("maybe", [True])],
     *[(name, bad) for name in SIZES for bad in BAD_SIZES],
     *[(name, bad) for name in DROPOUTS for bad in (1, -0.1, float("nan"), float("inf"), "a")],
+    *[("pkm_shards", bad) for bad in (*BAD_SIZES, 2)],
     ("pkm_key_dim", 3),
     *[("pkm_key_dropout", bad) for bad in (0.01, 0.9)],
     ("pkm_top_k", 3),
@@ -71,6 +72,7 @@ def options(draw):
         "pkm_key_dropout": st.sampled_from([0, 0.5, 1 - topk / subkeys]),
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
         **dict.fromkeys(SWITCHES, st.booleans()),
+        "pkm_shards": st.just(1),  # of one worker
         "pkm_table_dtype": st.just("model"),  # the others cannot be trained
     }
     assert memory.keys() == OPTIONS.keys(), "an option is never drawn"
