@@ -92,7 +92,7 @@ def save_checkpoint(stock, cfg, trainer, *args):
     with ExitStack() as whole:
         model = trainer.get_model()
         if hasattr(model, "whole_tables") and not cfg.no_save:
-            whole.enter_context(model.whole_tables(trainer.optimizer.optimizer.state))
+            whole.enter_context(model.whole_tables(trainer.optimizer))
         return stock(cfg, trainer, *args)
 
 

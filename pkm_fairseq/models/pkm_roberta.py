@@ -227,18 +227,19 @@ class PKMRobertaModel(RobertaModel):
         head.requires_grad_(not self._frozen)
 
     @contextmanager
-    def whole_tables(self, states):
+    def whole_tables(self, optimizer):
         """Has state dicts hold whole tables, on the worker that saves, if workers split them.
 
         All workers have to enter it, and none of what is saved may change meanwhile.
 
         Args:
-            states: the optimizer's state by parameter.
+            optimizer: fairseq's, whose state of the tables is to be whole, too.
         """
         with ExitStack() as gathered:
             for table in self.tables().values():
-                state = states.get(table.trained, {})
-                gathered.enter_context(table.gathered(state.values()))
+                if table.shard is not None:
+                    state = optimizer.optimizer.state.get(table.trained, {})
+                    gathered.enter_context(table.gathered(state.values()))
             yield
 
     def average_query_statistics(self):

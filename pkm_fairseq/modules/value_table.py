@@ -1,6 +1,5 @@
 """The values of a memory."""
 
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -121,13 +120,13 @@ class ValueTable(nn.Module):
             self.weight.data.index_copy_(0, self._slots, self.rows.data)
 
     def gathered(self, tensors):
-        """Has state dicts hold the table whole if workers split it; see ``Shard.gathered``.
+        """Has state dicts hold the table, which workers split, whole; see ``Shard.gathered``.
 
         Args:
             tensors: what to gather beside it.
         """
         self._merge()
-        return self.shard.gathered([self.weight, *tensors]) if self.shard else nullcontext()
+        return self.shard.gathered([self.weight, *tensors])
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         self._merge()

@@ -105,6 +105,20 @@ def test_a_batch_that_counts_nothing_touches_no_row():
     assert torch.equal(weights.grad, torch.zeros_like(weights))
 
 
+def test_tokens_without_a_gradient_touch_no_row():
+    table = make_table()
+    slots, weights, upstream = draw_batch()
+    upstream[1::2] = 0
+    weights.requires_grad_()
+    read_and_go_back(table, (slots, weights, upstream), KeptSparseGradient())
+    assert torch.equal(table.grad._indices()[0], slots[::2].unique())
+    (expected,) = torch.autograd.grad(
+        reference_weighted_bag(table.detach(), slots, weights), weights, upstream
+    )
+    assert_close(weights.grad, expected)
+    assert_close(table.grad.to_dense(), expected_gradient(table, (slots, weights, upstream)))
+
+
 def test_a_gradient_that_somebody_keeps_does_not_change(kept):
     table = make_table()
     first, second = draw_batch(), draw_batch()

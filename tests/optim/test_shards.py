@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from pkm_fairseq.modules.value_table import ValueTable
+from tests.models.tiny import make_memory_model, make_model
+from tests.optim.test_pkm_adam import make_optimizer
 from tests.optim.test_workers import GRADIENTS, SENTENCES, train
 from tests.spawned import on_workers
 
@@ -45,6 +47,14 @@ def read(rank, shards, grad, split=TOKENS):
     return {"output": output.detach(), "weights": weights.grad, "values": values}
 
 
+def make_values_beside(dense, shards):
+    """Loads a model without memory into one with shards, and returns the values it has then."""
+    model = make_memory_model(pkm_shards=shards)
+    model.load_state_dict(dense)
+    with model.whole_tables(make_optimizer(model)):
+        return model.state_dict()["encoder.sentence_encoder.layers.1.pkm.values.weight"]
+
+
 def work(rank, workers):
     """Reads in every way and trains all cases of so many workers."""
     reads = [(grad, shards) for grad in GRADIENTS for shards in (2, 4) if workers == 4]
@@ -64,7 +74,9 @@ def work(rank, workers):
         for name, (shares, shards, options) in CASES.items()
         if len(shares) == workers
     }
-    return {"read": {way: read(rank, way[1], way[0]) for way in reads}, "trained": trained}
+    read_so = {(grad, shards): read(rank, shards, grad) for grad, shards in reads}
+    fresh = make_values_beside(make_model().state_dict(), 2)
+    return {"fresh": fresh, "read": read_so, "trained": trained}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +105,11 @@ def test_a_split_table_reads_as_a_whole_one(results, grad, shards):
         for first in range(0, 4, shards)
     )
     torch.testing.assert_close(values, whole["values"])
+
+
+def test_a_model_without_memory_gets_the_same_values(results):
+    values = make_memory_model().memories()[1].values.weight
+    assert torch.equal(results[2][0]["fresh"], values)
 
 
 @pytest.mark.parametrize("grad", GRADIENTS)

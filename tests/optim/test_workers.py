@@ -47,7 +47,7 @@ def train(rank, shares, batches, filler="pads", updates=UPDATES, slots=None, **o
         optimizer.multiply_grads(len(shares) / sentences.numel())
         norms.append(optimizer.clip_grad_norm(0.5))
         optimizer.step()
-    with model.whole_tables(optimizer.optimizer.state):
+    with model.whole_tables(optimizer):
         return {"norms": torch.stack(norms), **model.state_dict()}
 
 
