@@ -78,7 +78,7 @@ EXPORTS = {
     # So few slots that some of those found score less than nothing, which relu must cut off.
     "forms": (
         {
-            **{**MEMORY, "pkm_subkeys": 3, "pkm_topk": 3, "pkm_heads": 4, "pkm_score": "cosine"},
+            **{**MEMORY, "pkm_subkeys": 2, "pkm_topk": 2, "pkm_heads": 4, "pkm_score": "cosine"},
             **{"pkm_weights": "relu", "pkm_heads_merge": "concat", "pkm_gate": "silu"},
         },
         {},
