@@ -15,6 +15,7 @@ from fairseq import utils
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from glue_tasks import HIGHEST_SCORE, TASKS, submission_files
 
+from pkm_fairseq.config import TABLE_DTYPES
 from pkm_fairseq.files import write_whole  # registers the models and tasks, too
 
 SECONDS_BETWEEN_LINES = 5
@@ -42,6 +43,11 @@ def parse_args():
     parser.add_argument("--dest", type=Path, required=True, metavar="DIR")
     parser.add_argument("--batch-size", type=int, default=32, help="sentences at once")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    parser.add_argument(
+        "--pkm-table-dtype",
+        choices=[dtype.value for dtype in TABLE_DTYPES],
+        help="how to keep the values (default: as the checkpoint says)",
+    )
     return parser.parse_args()
 
 
@@ -53,11 +59,21 @@ def load(args):
         sys.exit(f"--data {args.data} was not made by scripts/glue/prepare.py")
     # A row longer than the model reads must get a prediction too.
     overrides = {"data": str(args.data), "shorten_method": "truncate"}
+    if args.pkm_table_dtype:
+        table = {"pkm_table_dtype": args.pkm_table_dtype}
+        overrides.update(table, model=table)  # for either command line's checkpoints
     try:
         (model,), _, task = load_model_ensemble_and_task([str(args.checkpoint)], overrides)
     except FileNotFoundError as error:
         # A pretraining's checkpoint looks for data of another layout.
         sys.exit(f"--checkpoint {args.checkpoint} is not finetuned on --task: {error}")
+    except ValueError as error:
+        sys.exit(f"--checkpoint {args.checkpoint} cannot be used: {error}")
+    if args.pkm_table_dtype and not getattr(model, "memories", dict)():
+        sys.exit(
+            f"--pkm-table-dtype {args.pkm_table_dtype} has no effect: "
+            f"--checkpoint {args.checkpoint} has no memory; remove it"
+        )
     classes = len(TASKS[args.task].classes) or 1
     if task.cfg.num_classes != classes:
         sys.exit(

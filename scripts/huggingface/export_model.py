@@ -39,6 +39,10 @@ MODELED = {
     "pkm_key_dim",
     "pkm_value_dim",
     "pkm_query_norm",
+    "pkm_score",
+    "pkm_weights",
+    "pkm_heads_merge",
+    "pkm_gate",
     "pkm_share_values",
 }
 # Those that decide only how a memory starts and is trained.
@@ -145,7 +149,7 @@ def load_model(path):
     for name, given in vars(PKMConfig.from_args(model.args)).items():
         only = getattr(default, name)
         if name not in MODELED | OF_TRAINING and given != only:
-            raise ValueError(f"{flag(name)} {given} cannot be exported yet (only {only})")
+            raise ValueError(f"{flag(name)} {given} cannot be exported (only {only})")
     model.load_state_dict(checkpoint["model"])
     return model
 

@@ -5,7 +5,7 @@ and transformers alone. Query batch norm always goes by its running statistics, 
 small batches do not disturb it; the memory itself has no dropout.
 
 T tokens, D model width, H heads, N sub-keys per half, Q half the width of a query, K slots read per
-head, V width of a value.
+head, V width of a value, R width of a read.
 """
 
 import torch
@@ -37,6 +37,82 @@ class QueryBatchNorm(nn.Module):
         return x.view_as(query).to(query.dtype)
 
 
+class CosineScores(nn.Module):
+    """Scales queries and sub-keys so that their dot products are cosines times a temperature.
+
+    Each head has its own (the qk-normalisation of Berges et al. 2024, section 3).
+    """
+
+    def __init__(self, heads, eps=1e-6):
+        super().__init__()
+        self.eps = eps
+        self.log_temperature = nn.Parameter(torch.zeros(heads))
+
+    def forward(self, query, subkeys):
+        """Returns ``query``, (T, H, 2, Q), and ``subkeys``, (H, 2, N, Q), as scaled."""
+        temperature = self.log_temperature.float().exp() * (query.shape[-1] / 3) ** 0.5  # (H,)
+        scaled = self._unit(query) * temperature.view(-1, 1, 1)
+        return scaled.to(query.dtype), self._unit(subkeys).to(subkeys.dtype)
+
+    def _unit(self, vectors):
+        vectors = vectors.float()
+        return vectors * (vectors.square().sum(-1, keepdim=True) + self.eps).rsqrt()
+
+
+class ProductKeySearch(nn.Module):
+    """Finds the best slots of all: they are pairs of the best sub-keys of either half."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.topk = config.pkm_topk
+        self.cosine = CosineScores(config.pkm_heads) if config.pkm_score == "cosine" else None
+        self.weigh = {
+            "softmax": lambda scores: scores.softmax(-1),
+            "relu": torch.relu,  # these two after Csordás et al. 2023, arXiv 2310.10837
+            "sigmoid": torch.sigmoid,
+        }[config.pkm_weights]
+        if config.pkm_weights != "softmax":
+            # Computes nothing: pkm_fairseq's checkpoints have it, to say how they weigh.
+            self.register_buffer(config.pkm_weights, torch.zeros(1))
+
+    def forward(self, query, subkeys):
+        """Searches for each head and token by itself.
+
+        Args:
+            query: (T, H, 2, Q).
+            subkeys: (H, 2, N, Q).
+
+        Returns:
+            The slots and their weights, (T, H, K) each; slot (i, j) has the number i * N + j.
+        """
+        if self.cosine is not None:
+            query, subkeys = self.cosine(query, subkeys)
+        halves = torch.einsum("thcq,hcnq->thcn", query, subkeys)  # (T, H, 2, N)
+        best, indices = halves.topk(self.topk)  # (T, H, 2, K) each
+        scores = best[:, :, 0, :, None] + best[:, :, 1, None, :]  # (T, H, K, K)
+        slots = indices[:, :, 0, :, None] * halves.shape[-1] + indices[:, :, 1, None, :]
+        scores, places = scores.flatten(-2).topk(self.topk)  # (T, H, K) each
+        return slots.flatten(-2).gather(-1, places), self.weigh(scores.float())
+
+
+class Gate(nn.Module):
+    """Multiplies what a token read by a function of the token.
+
+    silu: each number by its own (Memory+, Berges et al. 2024, arXiv 2412.09764, section 3).
+    sigmoid: all of them by one.
+    """
+
+    def __init__(self, kind, width, read_dim):
+        super().__init__()
+        self.function = {"silu": F.silu, "sigmoid": torch.sigmoid}[kind]
+        silu = kind == "silu"
+        self.projection = nn.Linear(width, read_dim if silu else 1, bias=not silu)
+
+    def forward(self, read, tokens):
+        """Returns ``read``, (T, R), gated by ``tokens``, (T, D)."""
+        return read * self.function(self.projection(tokens))
+
+
 class ProductKeyMemory(nn.Module):
     """Reads a large table of values through product keys (Lample et al. 2019, section 3).
 
@@ -47,47 +123,45 @@ class ProductKeyMemory(nn.Module):
 
     def __init__(self, config, values=None):
         super().__init__()
-        heads, subkeys, key_dim = config.pkm_heads, config.pkm_subkeys, config.pkm_key_dim
-        value_dim = config.pkm_value_dim or config.hidden_size
-        self.topk = config.pkm_topk
-        self.query = nn.Linear(config.hidden_size, heads * key_dim)
+        width, heads, key_dim = config.hidden_size, config.pkm_heads, config.pkm_key_dim
+        concat = config.pkm_heads_merge == "concat"
+        value_dim = config.pkm_value_dim or (width // heads if concat else width)
+        self.read_dim = heads * value_dim if concat else value_dim
+        # Of (T, H, K), what makes one sum: a head's slots, or all heads'.
+        self.bags = (0, 1) if concat else (1, 2)
+        self.query = nn.Linear(width, heads * key_dim)
         self.query_norm = {
             "batch": lambda: QueryBatchNorm(heads * key_dim),
             "layer": lambda: nn.LayerNorm(key_dim),
             "none": nn.Identity,
         }[config.pkm_query_norm]()
-        self.subkeys = nn.Parameter(torch.randn(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
+        self.subkeys = nn.Parameter(
+            torch.randn(heads, 2, config.pkm_subkeys, key_dim // 2)  # (H, 2, N, Q)
+        )
+        self.search = ProductKeySearch(config)
         if values is None:
-            self.values = values = nn.EmbeddingBag(subkeys**2, value_dim, mode="sum")
+            self.values = values = nn.EmbeddingBag(config.pkm_subkeys**2, value_dim, mode="sum")
         # In a tuple, so that a shared table is a part of its first memory alone.
         self.table = (values,)
+        gate = config.pkm_gate
+        self.gate = None if gate == "none" else Gate(gate, width, self.read_dim)
         self.output = nn.Identity()
-        if value_dim != config.hidden_size:
-            self.output = nn.Linear(value_dim, config.hidden_size, bias=False)
+        if concat or gate == "silu" or value_dim != width:
+            self.output = nn.Linear(self.read_dim, width, bias=False)
 
     def forward(self, x):
         """Reads the memory for every token of ``x``, (..., D); returns the same shape."""
         tokens = x.flatten(0, -2)  # (T, D)
         query = self.query(tokens).unflatten(-1, (len(self.subkeys), -1))  # (T, H, 2Q)
         query = self.query_norm(query).unflatten(-1, (2, -1))  # (T, H, 2, Q)
-        scores, slots = self.search(query)  # (T, H, K) each
+        slots, weights = self.search(query, self.subkeys)  # (T, H, K) each
         (values,) = self.table
-        weights = scores.float().softmax(-1).to(values.weight.dtype)
-        read = values(slots.flatten(1), per_sample_weights=weights.flatten(1))  # (T, V)
+        weights = weights.to(values.weight.dtype).flatten(*self.bags)
+        read = values(slots.flatten(*self.bags), per_sample_weights=weights)
+        read = read.view(len(tokens), self.read_dim)  # (T, R)
+        if self.gate is not None:
+            read = self.gate(read, tokens)  # (T, R)
         return self.output(read).view(x.shape)
-
-    def search(self, query):
-        """Finds the best slots of all: they are pairs of the best sub-keys of either half.
-
-        Returns:
-            Their scores and numbers, (T, H, K) each; slot (i, j) has the number i * N + j.
-        """
-        halves = torch.einsum("thcq,hcnq->thcn", query, self.subkeys)  # (T, H, 2, N)
-        best, indices = halves.topk(self.topk)  # (T, H, 2, K) each
-        scores = best[:, :, 0, :, None] + best[:, :, 1, None, :]  # (T, H, K, K)
-        slots = indices[:, :, 0, :, None] * halves.shape[-1] + indices[:, :, 1, None, :]
-        scores, places = scores.flatten(-2).topk(self.topk)  # (T, H, K) each
-        return scores, slots.flatten(-2).gather(-1, places)
 
 
 class PKMRobertaOutput(RobertaOutput):

@@ -1,6 +1,8 @@
 """Finetuning with the shipped configs, scoring, and the files for GLUE's leaderboard."""
 
 import random
+import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -241,6 +243,34 @@ def test_predicting_with_what_does_not_fit_is_refused(cola, glue, pretrained, tm
     ):
         output = predict(glue, task, checkpoint, tmp_path, fails=True)
         assert message in output.splitlines()[-1]
+
+
+def test_predicting_with_int8_values_takes_a_memory(cola, glue, monkeypatch, tmp_path):
+    folder, _ = cola
+    dense = tmp_path / "dense.pt"
+    monkeypatch.syspath_prepend(str(ROOT / "scripts/glue"))
+    script = import_module("predict")
+
+    def load(checkpoint, dtype="int8"):
+        options = {"task": "CoLA", "data": glue / "CoLA-bin", "checkpoint": checkpoint}
+        options.update({"dest": tmp_path, "pkm-table-dtype": dtype, "cpu": None})
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, flags(options))])
+        model, _ = script.load(script.parse_args())
+        return model
+
+    model = load(folder / "checkpoint_best.pt")
+    assert model.memories()[1].values.weight.dtype == torch.int8
+    state = torch.load(folder / "checkpoint_best.pt", weights_only=True)
+    state["model"] = {key: state["model"][key] for key in state["model"] if ".pkm." not in key}
+    of_model = state["cfg"]["model"]
+    of_model["pkm_layers"] = []
+    for arch in ("pkm_roberta", "roberta"):
+        of_model["_name"] = of_model["arch"] = arch
+        torch.save(state, dense)
+        with pytest.raises(SystemExit, match="--pkm-table-dtype.* has no effect"):
+            load(dense)
+    with pytest.raises(SystemExit):
+        load(dense, "int4")
 
 
 def test_the_criterion_without_its_task_is_refused(glue, tmp_path):
