@@ -8,6 +8,8 @@ T tokens, D model width, H heads, N sub-keys per half, Q half the width of a que
 head, V width of a value, R width of a read.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -67,7 +69,7 @@ class ProductKeySearch(nn.Module):
         self.topk = config.pkm_topk
         self.cosine = CosineScores(config.pkm_heads) if config.pkm_score == "cosine" else None
         self.weigh = {
-            "softmax": lambda scores: scores.softmax(-1),
+            "softmax": partial(torch.softmax, dim=-1),
             "relu": torch.relu,  # these two after Csordás et al. 2023, arXiv 2310.10837
             "sigmoid": torch.sigmoid,
         }[config.pkm_weights]
