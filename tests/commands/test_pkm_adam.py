@@ -19,6 +19,9 @@ SPARSE = {**OURS, "pkm-grad": "sparse"}
 # Without what makes workers, or batches, differ from one big batch.
 EXACT = {"dropout": 0.0, "attention-dropout": 0.0, "pkm-query-norm": "layer"}
 
+VALID = ["--user-dir", "pkm_fairseq", "--task", "masked_lm", "--cpu", "--batch-size", "8"]
+VALID += ["--skip-invalid-size-inputs-valid-test"]
+
 
 def losses(output):
     return [float(loss) for loss in logged(output, "loss")]
@@ -91,6 +94,10 @@ def test_workers_that_split_the_values_train_as_one_and_any_others_go_on(data, t
         split += losses(run_on_two_workers(tmp_path / f"rendezvous{updates}", *workers))
     assert split == pytest.approx(losses(one), rel=2e-3)
     ends = [load_model_state(tmp_path / name / "checkpoint_last.pt") for name in ("one", "two")]
+    validation = run(
+        "fairseq-validate", data, "--path", tmp_path / "two/checkpoint_last.pt", *VALID
+    )
+    assert "| valid | " in validation
     for name, expected in ends[0].items():
         torch.testing.assert_close(ends[1][name], expected, rtol=1e-2, atol=1e-3, msg=name)
 
