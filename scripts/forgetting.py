@@ -239,7 +239,11 @@ def read_way(args, way):
             "old_before": float(find(f"old.{seed}.score", metric(args.old))),
             "old_after": float(find(f"{way}.{seed}.score", metric(args.old))),
             "new": float(find(f"{way}.{seed}", metric(args.new))),
-            "trained": int(find(f"{way}.{seed}", r"num\. trained: ([\d,]+)").replace(",", "")),
+            # Beside the shared ones fairseq counts "expert" ones, as it calls sparse values.
+            "trained": sum(
+                int(find(f"{way}.{seed}", rf"num\. {kind} .*trained: ([\d,]+)").replace(",", ""))
+                for kind in ("shared", "expert")
+            ),
         }
         for seed in args.seeds
     }

@@ -51,7 +51,11 @@ def test_the_table_has_the_medians_of_gain_and_loss(forgetting, args):
         for name in ("old", *forgetting.WAYS):
             folder = args.dest / f"{name}.{seed}"
             folder.mkdir()
-            log = f'(num. trained: 1,0{seed}0)\n"valid_accuracy": "50"\n"valid_accuracy": "6{seed}"'
+            log = (
+                f"num. shared model params: 2,000 (num. trained: 1,0{seed}0)\n"
+                "num. expert model params: 0 (num. trained: 0)\n"
+                f'"valid_accuracy": "50"\n"valid_accuracy": "6{seed}"'
+            )
             (folder / "log").write_text(log)
             scored = args.dest / f"{name}.{seed}.score"
             scored.mkdir()
