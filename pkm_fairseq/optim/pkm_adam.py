@@ -195,7 +195,7 @@ def _check(cfg, values):
             "--optimizer pkm_adam cannot be used with --zero-sharding os, which puts another "
             "optimizer in its place: leave it out or choose --optimizer adam"
         )
-    if cfg.store_ema and any(map(shard_of, values)):
+    if any(map(shard_of, values)) and cfg.store_ema:
         raise ValueError(
             "--pkm-shards cannot be used with --store-ema, whose average is saved by one worker: "
             "leave one of the two out"
