@@ -65,13 +65,15 @@ def draw(results):
                 if entries := run["history"].get(of):
                     (line,) = axes.plot(*zip(*entries), marker=".", **style)
                     lines.setdefault(f"({name}) {row['title']}", line)
+        if of == "ppl":
+            axes.set_yscale("log")
         if of.endswith("usage"):
             axes.set_ylim(0, 1.05)
         if of == "ppl" and "unigram_perplexity" in results["data"]:
             alone = axes.axhline(results["data"]["unigram_perplexity"], color="black", ls=":")
             lines["each word by how frequent it is"] = alone
     if lines:
-        figure.legend(lines.values(), lines, loc="outside lower center", ncols=4)
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
