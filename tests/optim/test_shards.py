@@ -13,13 +13,13 @@ SLOTS, VALUE_DIM, READS = 40, 12, 5
 TOKENS = [3, 0, 6, 2]  # of each worker
 UPDATES = 50
 OPTIONS = {"pkm_query_norm": "layer", "pkm_value_dim": 8}
-# name: sentences of each worker, shards, options of the model
+# name: sentences of each worker, batches they come in, shards, options of the model
 CASES = {
-    "2 of 2": ([3, 3], 2, {}),
-    "2 of 2, one without sentences": ([6, 0], 2, {"filler": "sentences"}),
-    "2 of 2, listed slots": ([4, 2], 2, {"slots": torch.arange(0, 64, 3)}),
-    "4 of 4": ([2, 1, 2, 1], 4, {"pkm_layers": [0, 2], "pkm_share_values": True}),
-    "2 of 4": ([2, 1, 1, 2], 2, {"pkm_heads_merge": "concat"}),
+    "2 of 2": ([3, 3], 1, 2, {}),
+    "2 of 2, one without sentences": ([6, 0], 1, 2, {"filler": "sentences"}),
+    "2 of 2, listed slots": ([4, 2], 2, 2, {"slots": torch.arange(0, 64, 3)}),
+    "4 of 4": ([2, 1, 2, 1], 1, 4, {"pkm_layers": [0, 2], "pkm_share_values": True}),
+    "2 of 4": ([2, 1, 1, 2], 1, 2, {"pkm_heads_merge": "concat"}),
 }
 
 
@@ -63,7 +63,7 @@ def work(rank, workers):
             grad: train(
                 rank,
                 shares,
-                1,
+                batches,
                 updates=UPDATES,
                 pkm_grad=grad,
                 pkm_shards=shards,
@@ -71,7 +71,7 @@ def work(rank, workers):
             )
             for grad in GRADIENTS
         }
-        for name, (shares, shards, options) in CASES.items()
+        for name, (shares, batches, shards, options) in CASES.items()
         if len(shares) == workers
     }
     read_so = {(grad, shards): read(rank, shards, grad) for grad, shards in reads}
@@ -115,7 +115,7 @@ def test_a_model_without_memory_gets_the_same_values(results):
 @pytest.mark.parametrize("grad", GRADIENTS)
 @pytest.mark.parametrize("case", CASES)
 def test_workers_with_shards_make_the_updates_of_one_process(results, case, grad):
-    shares, _, options = CASES[case]
+    shares, _, _, options = CASES[case]
     alone = train(0, [SENTENCES], 1, updates=UPDATES, pkm_grad=grad, **{**OPTIONS, **options})
     saved = results[len(shares)][0]["trained"][case][grad]
     assert saved.keys() == alone.keys()
