@@ -31,13 +31,7 @@ def main():
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("pkm_fairseq").setLevel(logging.INFO)
     torch.manual_seed(args.seed)
-    try:
-        checkpoint = add_memory(args)
-        args.dest.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint_utils.torch_persistent_save(checkpoint, str(args.dest))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"wrote {args.dest}")
+    write_checkpoint(lambda: add_memory(args), args.dest)
 
 
 def parse_args():
@@ -50,9 +44,25 @@ def parse_args():
     group = parser.add_argument_group("the memories")
     gen_parser_from_dataclass(group, PKMConfig(), delete_default=True)
     args = parser.parse_args()
-    if args.dest.exists():
-        parser.error(f"--dest {args.dest} is there already: remove it or choose another")
+    refuse_existing(args.dest, parser)
     return args
+
+
+def refuse_existing(dest, parser):
+    """Ends a command whose --dest is there already."""
+    if dest.exists():
+        parser.error(f"--dest {dest} is there already: remove it or choose another")
+
+
+def write_checkpoint(make, dest):
+    """Writes the checkpoint that ``make()`` returns, or ends in one line."""
+    try:
+        checkpoint = make()
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint_utils.torch_persistent_save(checkpoint, str(dest))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {dest}")
 
 
 def add_memory(args):

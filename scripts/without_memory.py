@@ -6,11 +6,10 @@ Writes DEST whole or not at all, for evaluation.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
-from add_memory import with_model
+from add_memory import refuse_existing, with_model, write_checkpoint
 from fairseq import checkpoint_utils
 
 VALUES = ".pkm.values.weight"
@@ -18,13 +17,7 @@ VALUES = ".pkm.values.weight"
 
 def main():
     args = parse_args()
-    try:
-        checkpoint = empty(args.checkpoint)
-        args.dest.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint_utils.torch_persistent_save(checkpoint, str(args.dest))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"wrote {args.dest}")
+    write_checkpoint(lambda: empty(args.checkpoint), args.dest)
 
 
 def parse_args():
@@ -34,8 +27,7 @@ def parse_args():
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="one with memory")
     parser.add_argument("--dest", type=Path, required=True, metavar="FILE", help="to write")
     args = parser.parse_args()
-    if args.dest.exists():
-        parser.error(f"--dest {args.dest} is there already: remove it or choose another")
+    refuse_existing(args.dest, parser)
     return args
 
 

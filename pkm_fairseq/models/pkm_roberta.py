@@ -386,16 +386,16 @@ def _refuse_what_cannot_be(args, config):
             "--ddp-backend fully_sharded flattens parameters, in which a memory is neither found "
             "nor started from a dense checkpoint: choose legacy_ddp or pytorch_ddp"
         )
-    if config.pkm_sync_query_norm and safe_getattr(args, "encoder_layerdrop", 0):
-        raise ValueError(
-            "--encoder-layerdrop drops other layers on each worker, and they would wait for each "
-            "other in --pkm-sync-query-norm: leave one of the two out"
-        )
-    if config.pkm_shards > 1 and safe_getattr(args, "encoder_layerdrop", 0):
-        raise ValueError(
-            "--encoder-layerdrop drops other layers on each worker, and they would wait for each "
-            "other in --pkm-shards: leave one of the two out"
-        )
+    waiting = {
+        "--pkm-sync-query-norm": config.pkm_sync_query_norm,
+        "--pkm-shards": config.pkm_shards > 1,
+    }
+    for option, waits in waiting.items():
+        if waits and safe_getattr(args, "encoder_layerdrop", 0):
+            raise ValueError(
+                "--encoder-layerdrop drops other layers on each worker, and they would wait for "
+                f"each other in {option}: leave one of the two out"
+            )
     if config.pkm_mode == "replace" and safe_getattr(args, "ffn_reg_scale_factor", 0):
         raise ValueError(
             "--ffn-reg-scale-factor needs a feed-forward network in every layer: "

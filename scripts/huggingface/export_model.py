@@ -25,7 +25,7 @@ from pkm_fairseq.models.hub import find_bpe, make_ours
 # Scripts are run by their path, which puts only their own folder on Python's.
 HERE = Path(__file__).parent
 sys.path[1:1] = [str(HERE), str(HERE.parent)]
-from add_memory import stand_in_task  # noqa: E402
+from add_memory import refuse_existing, stand_in_task  # noqa: E402
 from encoders import add_encoder_options, existing_file, names_encoder  # noqa: E402
 from names import HEAD, to_transformers  # noqa: E402
 
@@ -100,8 +100,7 @@ def parse_args():
     )
     args = parser.parse_args()
     names_encoder(args, parser)
-    if args.dest.exists():
-        parser.error(f"--dest {args.dest} is there already: remove it or choose another")
+    refuse_existing(args.dest, parser)
     return args
 
 

@@ -26,7 +26,7 @@ from pkm_fairseq.models import PKMRobertaModel
 
 # Scripts are run by their path, which puts only their own folder on Python's.
 sys.path[1:1] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from add_memory import stand_in_task  # noqa: E402
+from add_memory import refuse_existing, stand_in_task  # noqa: E402
 from names import ENCODER, to_fairseq  # noqa: E402
 
 HEAD_NAME = "sentence_classification_head"  # of fairseq's sentence_prediction
@@ -66,8 +66,7 @@ def parse_args():
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of transformers")
     parser.add_argument("--dest", type=Path, required=True, metavar="DIR", help="folder to make")
     args = parser.parse_args()
-    if args.dest.exists():
-        parser.error(f"--dest {args.dest} is there already: remove it or choose another")
+    refuse_existing(args.dest, parser)
     return args
 
 
