@@ -97,12 +97,25 @@ def save_checkpoint(stock, cfg, trainer, *args):
 
 
 def load_checkpoint(stock, cfg, trainer, **options):
-    """Starts or resumes a training; mends a cut off ``checkpoint_last.pt`` before."""
+    """Starts or resumes a training; mends a cut off ``checkpoint_last.pt`` before.
+
+    Raises:
+        ValueError: if another part of the model was trained, naming the options.
+    """
     # Without a suffix: shards can only be mended together.
     resumes = cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix
     if resumes and trainer.data_parallel_rank == 0:
         mend(Path(cfg.save_dir, "checkpoint_last.pt"))
-    return stock(cfg, trainer, **options)
+    try:
+        return stock(cfg, trainer, **options)
+    except ValueError as error:
+        if "parameter group" not in str(error):  # as torch's optimizers say it
+            raise
+        raise ValueError(
+            "the checkpoint's optimizer is of another part of the model: give --pkm-freeze-rest "
+            "and --pkm-train-slots as it was trained with, or forget its state with "
+            "--reset-optimizer"
+        ) from error
 
 
 def mend(last):

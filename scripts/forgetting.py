@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Shows what finetuning on a new task costs a model on an old one, all of it trained or a part.
+"""Shows what training on new data costs a model on old data, all of it trained or a part.
 
-Finetunes CHECKPOINT on the old task; from that, in several ways, on the new one; and scores the old
-task again, with its own head. Writes results.json and results.md into DEST. Killed and started
-again, it goes on where it was.
+Data are tasks of GLUE, or text. Finetunes CHECKPOINT on the old task (text it has learned already);
+from that, in several ways, on the new one; and scores the old one again, a task by its own head.
+Writes results.json and results.md into DEST. Killed and started again, it goes on where it was.
 """
 
 import argparse
@@ -15,21 +15,37 @@ import statistics
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 sys.path.insert(1, str(Path(__file__).parent / "ablation"))
 from run import carry_out, publish  # noqa: E402 - after the above
-from steps import ROOT, Step, config_name, flags, glue_config, hydra_value, tool  # noqa: E402
+from steps import (  # noqa: E402
+    GLUE_CONFIGS,
+    ROOT,
+    VALIDATION_SEED,
+    Step,
+    config_name,
+    flags,
+    glue_config,
+    hydra_value,
+    tool,
+)
 
-# How to go on to the new task: what is trained, whether of a list of slots, the rest frozen.
+# How to go on to the new data: what is trained, whether of a list of slots, the rest frozen.
 WAYS = {
     "full": ("everything", False, False),
     "slots": ("listed slots and all but values", True, False),
     "frozen-slots": ("listed slots", True, True),
     "frozen-values": ("all values", False, True),
 }
+PRETRAINING_CONFIG = ROOT / "user_dir_examples" / "pretraining" / "base.yaml"
+SIDES = ("old", "new")
+WARMUP = 0.06  # of the updates on text, as RoBERTa is finetuned
 ROBERTA = (
     *("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads"),
-    *("encoder_normalize_before", "layernorm_embedding", "activation_fn"),
+    *("encoder_normalize_before", "layernorm_embedding", "activation_fn", "max_positions"),
 )
+TEXT = ("tokens_per_sample", "sample_break_mode")
 
 
 def main():
@@ -47,13 +63,13 @@ def parse_args():
         metavar="NAME=VALUE",
         help="changes to the tasks' configurations, as optimization.lr=[0.0002]",
     )
-    for name, text in (("old", "first"), ("new", "second")):
+    for name, of in (("old", "what may be forgotten"), ("new", "what to learn")):
         parser.add_argument(
             f"--{name}",
             type=Path,
             required=True,
-            metavar="TASK-bin",
-            help=f"the {text} task, as scripts/glue/prepare.py made it",
+            metavar="DIR",
+            help=f"{of}: TASK-bin, as scripts/glue/prepare.py made it, or binary text",
         )
     parser.add_argument(
         "--background",
@@ -72,8 +88,10 @@ def parse_args():
         help="sentences of a batch of the background (default: 1)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(default: 1 2 3)")
-    parser.add_argument("--old-updates", type=int, help="(default: the configuration's)")
-    parser.add_argument("--new-updates", type=int, help="(default: the configuration's)")
+    for side in SIDES:
+        parser.add_argument(
+            f"--{side}-updates", type=int, help="(default: the task's configuration's)"
+        )
     parser.add_argument(
         "--frozen-lr", type=float, help="learning rate where all else is frozen (default: the same)"
     )
@@ -89,6 +107,12 @@ def run(args):
     for path in (args.checkpoint, args.old, args.new, *args.background):
         if not path.exists():
             raise ValueError(f"{path} does not exist")
+    if is_text(args.old) != is_text(args.new):
+        raise ValueError("--old and --new must both be tasks of GLUE, or both text")
+    if is_text(args.new) and not args.new_updates:
+        raise ValueError("text has no number of updates of its own: add --new-updates")
+    if is_text(args.old) and args.old_updates:
+        raise ValueError("text is not trained on before: remove --old-updates")
     args.dest.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)  # as fairseq's --user-dir wants it
 
@@ -100,7 +124,8 @@ def run(args):
     from pkm_fairseq.files import write_whole
 
     logging.getLogger().setLevel(logging.ERROR)  # outside its commands fairseq logs everything
-    steps = make_steps(args, *read_model(args.checkpoint))
+    args.model, args.text = read_model(args.checkpoint)
+    steps = make_steps(args)
     names = {
         f"{Path(sys.executable).parent}/": "",
         str(args.dest): "DEST",
@@ -114,8 +139,8 @@ def run(args):
     if failed:
         sys.exit(f"error: failed: {', '.join(failed)}; started again, it tries again")
     results = {
-        "old": task_of(args.old),
-        "new": task_of(args.new),
+        "old": title_of(args.old),
+        "new": title_of(args.new),
         "steps": {step.name: runner.done(step.name) for step in steps},
         "ways": {way: read_way(args, way) for way in WAYS},
     }
@@ -125,95 +150,129 @@ def run(args):
     print(table, end="")
 
 
+def is_text(data):
+    return not (data / "input0").is_dir()
+
+
 def read_model(checkpoint):
-    """Returns the options of a checkpoint's model, as a YAML has them, and its positions."""
+    """Returns the options of a checkpoint's model and of its text, as a YAML has them."""
     from fairseq.checkpoint_utils import load_checkpoint_to_cpu
-    from omegaconf import OmegaConf
 
     from pkm_fairseq.config import PKMConfig
 
-    trained = load_checkpoint_to_cpu(str(checkpoint))["cfg"].model
-    memory = vars(PKMConfig.from_args(trained))
-    trained = OmegaConf.to_container(trained) if OmegaConf.is_config(trained) else vars(trained)
-    options = {name: trained[name] for name in ROBERTA}
+    cfg = load_checkpoint_to_cpu(str(checkpoint))["cfg"]
+    memory = vars(PKMConfig.from_args(cfg.model))
+    model, task = (
+        OmegaConf.to_container(part) if OmegaConf.is_config(part) else vars(part)
+        for part in (cfg.model, cfg.task)
+    )
+    options = {name: model[name] for name in ROBERTA}
     options.update((name, memory[name]) for name in memory if name.startswith("pkm_"))
-    return options, trained["max_positions"]
+    return options, {name: task[name] for name in TEXT if name in task}
 
 
-def make_steps(args, model, positions):
+def make_steps(args):
     """Returns the steps, each after those it needs."""
     steps = []
+    if is_text(args.new):  # the checkpoint can be scored as it is
+        steps += [score(args, side, getattr(args, side), args.checkpoint) for side in SIDES]
     for seed in args.seeds:
-        old, slots = f"old.{seed}", args.dest / f"list.{seed}" / "slots.json"
-        steps.append(finetune(args, model, positions, old, args.old, seed, args.old_updates))
-        steps.append(score(args, positions, old))
+        start, needs, slots = args.checkpoint, (), args.dest / f"list.{seed}/slots.json"
+        if not is_text(args.old):
+            steps.append(train(args, f"old.{seed}", args.old, seed, args.old_updates))
+            start, needs = last(args, f"old.{seed}"), (f"old.{seed}",)
+            steps.append(score(args, f"old.{seed}", args.old, start, needs))
         command = (
-            *(sys.executable, "-m", "pkm_fairseq.slots", last(args, old), "--data", args.new),
+            *(sys.executable, "-m", "pkm_fairseq.slots", start, "--data", args.new),
             *("--background", *args.background, "--count", args.count, "--dest", slots),
             *("--batch-size", args.slots_batch_size, *flags({"cpu": args.cpu})),
         )
-        steps.append(Step(slots.parent.name, "slots", tuple(map(str, command)), (old,)))
+        steps.append(Step(slots.parent.name, "slots", tuple(map(str, command)), needs))
         for way, (_, listed, frozen) in WAYS.items():
-            options = {"task.pkm_freeze_rest": frozen, "+model.load_checkpoint_heads": True}
+            options = {"task.pkm_freeze_rest": frozen, "checkpoint.finetune_from_model": start}
+            if not is_text(args.new):
+                options["+model.load_checkpoint_heads"] = True
             if listed:
                 options["task.pkm_train_slots"] = slots
             if frozen and args.frozen_lr:
                 options["optimization.lr"] = [args.frozen_lr]
-            name, needs = f"{way}.{seed}", (old, *([slots.parent.name] if listed else []))
-            steps.append(
-                finetune(
-                    *(args, model, positions, name, args.new, seed, args.new_updates),
-                    *(last(args, old), options, needs),
-                )
-            )
-            steps.append(score(args, positions, name))
+            name, needed = f"{way}.{seed}", (*needs, *([slots.parent.name] if listed else []))
+            steps.append(train(args, name, args.new, seed, args.new_updates, options, needed))
+            steps.append(score(args, name, args.old, last(args, name), (name,)))
     return steps
 
 
-def finetune(args, model, positions, name, data, seed, updates, start=None, more=(), needs=()):
-    """Finetunes by the shipped configuration of a task, whose head gets the task's name."""
-    config = config_name(task_of(data))
-    known = glue_config(task_of(data))
+def train(args, name, data, seed, updates, more=(), needs=()):
+    """Trains by a shipped configuration: of a task, whose head gets its name, or of pretraining."""
+    if is_text(data):
+        folder, config = PRETRAINING_CONFIG.parent, PRETRAINING_CONFIG.stem
+        known = OmegaConf.load(PRETRAINING_CONFIG)
+        options = {
+            **{f"task.{option}": value for option, value in args.text.items()},
+            "common.fp16": not args.cpu,
+            "optimization.update_freq": [1],
+            "lr_scheduler.warmup_updates": round(WARMUP * updates),
+            # As all else, or a learning rate for the frozen would not act.
+            "optimizer.pkm_values_lr": None,
+            "optimizer.pkm_values_lr_scheduled": False,
+        }
+    else:
+        folder, config = GLUE_CONFIGS, config_name(task_of(data))
+        known = glue_config(task_of(data))
+        options = {
+            "task.max_positions": args.model["max_positions"],
+            "+criterion.classification_head_name": config,
+            "optimizer._name": "pkm_adam",
+            "optimization.max_epoch": 0,
+        }
     updates = updates or known.optimization.max_update
     options = {
+        **{
+            ("" if key in known.model else "+") + f"model.{key}": value
+            for key, value in args.model.items()
+        },
+        "model._name": "pkm_roberta",
         "task.data": data,
-        "task.max_positions": positions,
-        "+criterion.classification_head_name": config,
-        "checkpoint.finetune_from_model": start or args.checkpoint,
+        "checkpoint.finetune_from_model": args.checkpoint,
         "checkpoint.save_dir": args.dest / name,
         "common.seed": seed,
         "common.cpu": args.cpu,
         "optimization.max_update": updates,
-        "optimization.max_epoch": 0,
-        "optimizer._name": "pkm_adam",
-        "model._name": "pkm_roberta",
-        **{("" if key in known.model else "+") + f"model.{key}": model[key] for key in model},
+        **options,
         **dict(override.split("=", 1) for override in args.overrides),
         **dict(more),
     }
     command = (
-        *(tool("fairseq-hydra-train"), "--config-dir", "user_dir_examples/glue"),
+        *(tool("fairseq-hydra-train"), "--config-dir", str(folder.relative_to(ROOT))),
         *("--config-name", config, *(f"{key}={hydra_value(options[key])}" for key in options)),
     )
-    return Step(name, f"finetuning on {task_of(data)}", command, needs, updates)
+    return Step(name, f"training on {data.name}", command, needs, updates)
 
 
-def score(args, positions, name):
-    """Scores the old task by its own head."""
+def score(args, name, data, checkpoint, needs=()):
+    """Scores data, a task by its own head."""
+    if is_text(data):
+        kind, options = "masked_lm", {"seed": VALIDATION_SEED}
+    else:
+        kind = "sentence_prediction"
+        options = {
+            "num_classes": glue_config(task_of(data)).task.num_classes,
+            "classification_head_name": config_name(task_of(data)),
+            "max_positions": args.model["max_positions"],
+        }
     options = {
         "user_dir": "pkm_fairseq",
-        "task": "pkm_sentence_prediction",
-        "criterion": "pkm_sentence_prediction",
-        "num_classes": glue_config(task_of(args.old)).task.num_classes,
-        "classification_head_name": config_name(task_of(args.old)),
-        "max_positions": positions,
-        "path": last(args, name),
+        "task": f"pkm_{kind}",
+        "criterion": f"pkm_{kind}",
+        **options,
+        "path": checkpoint,
         "batch_size": 32,
+        "required_batch_size_multiple": 1,
         "log_format": "json",
         "cpu": args.cpu,
     }
-    command = (tool("fairseq-validate"), str(args.old), *flags(options))
-    return Step(f"{name}.score", "scoring", command, (name,))
+    command = (tool("fairseq-validate"), str(data), *flags(options))
+    return Step(f"{name}.score", "scoring", command, tuple(needs))
 
 
 def last(args, name):
@@ -224,48 +283,61 @@ def task_of(data):
     return data.name.replace("-bin", "")
 
 
+def title_of(data):
+    """Returns what data are and what they are scored by."""
+    return f"{task_of(data)} ({metric_of(data)})"
+
+
+def metric_of(data):
+    """Returns what data are scored by."""
+    return "ppl" if is_text(data) else glue_config(task_of(data)).checkpoint.best_checkpoint_metric
+
+
 def read_way(args, way):
     """Returns the scores and how many numbers were trained, for each seed."""
 
     def find(name, pattern):
         return re.findall(pattern, (args.dest / name / "log").read_text(errors="replace"))[-1]
 
-    def metric(data):
-        best = glue_config(task_of(data)).checkpoint.best_checkpoint_metric
-        return rf'"valid_{best}": "([^"]+)"'
+    def read(name, data):
+        return float(find(name, rf'"valid_{metric_of(data)}": "([^"]+)"'))
 
-    return {
-        seed: {
-            "old_before": float(find(f"old.{seed}.score", metric(args.old))),
-            "old_after": float(find(f"{way}.{seed}.score", metric(args.old))),
-            "new": float(find(f"{way}.{seed}", metric(args.new))),
-            # Beside the shared ones fairseq counts "expert" ones, as it calls sparse values.
-            "trained": sum(
-                int(find(f"{way}.{seed}", rf"num\. {kind} .*trained: ([\d,]+)").replace(",", ""))
-                for kind in ("shared", "expert")
-            ),
-        }
-        for seed in args.seeds
-    }
+    def read_seed(seed):
+        scores = {"old_after": read(f"{way}.{seed}.score", args.old)}
+        scores["new_after"] = read(f"{way}.{seed}", args.new)
+        if is_text(args.new):
+            before = {
+                f"{name}_before": read(f"{name}.score", getattr(args, name)) for name in SIDES
+            }
+        else:  # which has no head for the new task
+            before = {"old_before": read(f"old.{seed}.score", args.old)}
+        # Beside the shared ones fairseq counts "expert" ones, as it calls sparse values.
+        trained = (
+            int(find(f"{way}.{seed}", rf"num\. {kind} .*trained: ([\d,]+)").replace(",", ""))
+            for kind in ("shared", "expert")
+        )
+        return {**before, **scores, "trained": sum(trained)}
+
+    return {seed: read_seed(seed) for seed in args.seeds}
 
 
 def make_table(results):
-    """Returns the table in Markdown: medians over seeds, in percent."""
-    old, new = (
-        f"{results[name]}, {glue_config(results[name]).checkpoint.best_checkpoint_metric}"
-        for name in ("old", "new")
-    )
-    header = ["trained, with the head", "numbers", f"{old}: before", "after", "lost", new]
-    lines = [header, ["---"] * len(header)]
-    for way, of_seeds in results["ways"].items():
-        runs = of_seeds.values()
-        lost = statistics.median(of["old_before"] - of["old_after"] for of in runs)
-        before, after, gained, trained = (
-            statistics.median(of[name] for of in runs)
-            for name in ("old_before", "old_after", "new", "trained")
+    """Returns the table in Markdown: medians over seeds, of tasks in percent."""
+    columns = {
+        f"{side}_{when}": f"{results[side]} {when}"
+        for side in SIDES
+        for when in ("before", "after")
+    }
+    rows = {WAYS[way][0]: list(of.values()) for way, of in results["ways"].items()}
+    columns = {
+        name: columns[name] for name in columns if all(name in runs[0] for runs in rows.values())
+    }
+    lines = [["trained", "numbers", *columns.values()], ["---"] * (2 + len(columns))]
+    for title, runs in rows.items():
+        trained, *scores = (
+            statistics.median(of[name] for of in runs) for name in ("trained", *columns)
         )
-        figures = [f"{figure:.1f}" for figure in (before, after, lost, gained)]
-        lines.append([WAYS[way][0], f"{trained:,.0f}", *figures])
+        lines.append([title, f"{trained:,.0f}", *(f"{of:.1f}" for of in scores)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

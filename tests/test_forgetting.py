@@ -17,16 +17,21 @@ def forgetting(monkeypatch):
 
 @pytest.fixture
 def args(tmp_path):
+    old, new = tmp_path / "CoLA-bin", tmp_path / "RTE-bin"
+    for folder in (old, new):
+        (folder / "input0").mkdir(parents=True)
     return Namespace(
-        **{"checkpoint": Path("c.pt"), "old": Path("CoLA-bin"), "new": Path("RTE-bin")},
-        **{"background": [Path("text")], "dest": tmp_path, "count": 5, "slots_batch_size": 1},
-        **{"seeds": [1], "old_updates": 4, "new_updates": None, "frozen_lr": 0.5, "cpu": True},
+        **{"checkpoint": Path("c.pt"), "old": old, "new": new, "background": [Path("text")]},
+        **{"dest": tmp_path, "count": 5, "slots_batch_size": 1, "seeds": [1], "cpu": True},
+        **{"old_updates": 4, "new_updates": None, "frozen_lr": 0.5},
+        model={"pkm_layers": [2], "encoder_layers": 4, "max_positions": 128},
+        text={"tokens_per_sample": 32, "sample_break_mode": "none"},
         overrides=["optimization.lr=[0.1]"],
     )
 
 
 def test_each_way_goes_on_from_the_old_task_and_keeps_its_head(forgetting, args):
-    made = forgetting.make_steps(args, {"pkm_layers": [2], "encoder_layers": 4}, 128)
+    made = forgetting.make_steps(args)
     steps = {step.name: step for step in made}
     assert len(steps) == len(made) == 3 + 2 * len(forgetting.WAYS)
     assert "+criterion.classification_head_name=cola" in steps["old.1"].command
@@ -42,28 +47,83 @@ def test_each_way_goes_on_from_the_old_task_and_keeps_its_head(forgetting, args)
         assert ("list.1" in steps[f"{way}.1"].needs) == listed
         score = steps[f"{way}.1.score"]
         assert score.command[score.command.index("--classification-head-name") + 1] == "cola"
-        assert score.command[1] == "CoLA-bin"
+        assert score.command[1] == str(args.old)
 
 
-def test_the_table_has_the_medians_of_gain_and_loss(forgetting, args):
-    args.seeds = [1, 2, 3]
+def test_on_text_each_way_goes_on_from_the_checkpoint_and_both_are_scored_before(forgetting, args):
+    args.old, args.new, args.new_updates = Path("text"), Path("other"), 50
+    steps = {step.name: step for step in forgetting.make_steps(args)}
+    assert len(steps) == 2 + 1 + 2 * len(forgetting.WAYS)
+    for side in ("old", "new"):
+        command = steps[f"{side}.score"].command
+        assert command[1] == str(getattr(args, side))
+        assert command[command.index("--path") + 1] == "c.pt"
+    assert "c.pt" in steps["list.1"].command
+    for way in forgetting.WAYS:
+        command = steps[f"{way}.1"].command
+        assert {"checkpoint.finetune_from_model=c.pt", "task.data=other"} < set(command)
+        assert {"task.tokens_per_sample=32", "lr_scheduler.warmup_updates=3"} < set(command)
+        assert not any("head" in part for part in command if part.startswith("+"))
+        assert steps[f"{way}.1.score"].command[1] == "text"
+
+
+def write_logs(args, forgetting, metric):
+    """Writes what the steps print of 200 a seed before, 100 a seed after, 60 and the seed new."""
     for seed in args.seeds:
-        for name in ("old", *forgetting.WAYS):
+        for name in ("old", "new", *forgetting.WAYS):
             folder = args.dest / f"{name}.{seed}"
             folder.mkdir()
             log = (
                 f"num. shared model params: 2,000 (num. trained: 1,0{seed}0)\n"
                 "num. expert model params: 0 (num. trained: 0)\n"
-                f'"valid_accuracy": "50"\n"valid_accuracy": "6{seed}"'
+                f'"valid_{metric["new"]}": "50"\n"valid_{metric["new"]}": "6{seed}"'
             )
             (folder / "log").write_text(log)
             scored = args.dest / f"{name}.{seed}.score"
             scored.mkdir()
-            (scored / "log").write_text(f'"valid_mcc": "{(4 if name == "old" else 1) * seed * 10}"')
+            (scored / "log").write_text(
+                f'"valid_{metric["old"]}": "{(2 if name == "old" else 1) * seed * 100}"'
+            )
+
+
+def test_the_table_has_the_medians_of_gain_and_loss(forgetting, args):
+    args.seeds = [1, 2, 3]
+    write_logs(args, forgetting, {"old": "mcc", "new": "accuracy"})
     ways = {way: forgetting.read_way(args, way) for way in forgetting.WAYS}
-    table = forgetting.make_table({"old": "CoLA", "new": "RTE", "ways": ways})
-    header, _, first, *_ = table.splitlines()
+    results = {"old": forgetting.title_of(args.old), "new": forgetting.title_of(args.new)}
+    header, _, first, *_ = forgetting.make_table({**results, "ways": ways}).splitlines()
     assert header == (
-        "| trained, with the head | numbers | CoLA, mcc: before | after | lost | RTE, accuracy |"
+        "| trained | numbers | CoLA (mcc) before | CoLA (mcc) after | RTE (accuracy) after |"
     )
-    assert first == "| everything | 1,020 | 80.0 | 20.0 | 60.0 | 62.0 |"
+    assert first == "| everything | 1,020 | 400.0 | 200.0 | 62.0 |"
+
+
+def test_the_table_of_text_has_what_it_was_before(forgetting, args):
+    args.old, args.new = Path("text"), Path("other")
+    write_logs(args, forgetting, {"old": "ppl", "new": "ppl"})
+    for side, ppl in (("old", 120), ("new", 300.25)):
+        (args.dest / f"{side}.score").mkdir()
+        (args.dest / f"{side}.score/log").write_text(f'"valid_ppl": "{ppl}"')
+    ways = {way: forgetting.read_way(args, way) for way in forgetting.WAYS}
+    results = {"old": forgetting.title_of(args.old), "new": forgetting.title_of(args.new)}
+    header, _, first, *_ = forgetting.make_table({**results, "ways": ways}).splitlines()
+    assert header.endswith("| other (ppl) before | other (ppl) after |")
+    assert first == "| everything | 1,010 | 120.0 | 100.0 | 300.2 | 61.0 |"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"new": "text"}, "both be tasks of GLUE, or both text"),
+        ({"old": "text", "new": "text"}, "add --new-updates"),
+        ({"old": "text", "new": "text", "new_updates": 5}, "remove --old-updates"),
+        ({"checkpoint": "none.pt"}, "none.pt does not exist"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(forgetting, args, changes, message):
+    args.background, args.checkpoint = [args.old], args.old
+    (args.dest / "text").mkdir()
+    for name, value in changes.items():
+        setattr(args, name, args.dest / value if isinstance(value, str) else value)
+    with pytest.raises(ValueError, match=message):
+        forgetting.run(args)

@@ -52,6 +52,7 @@ class PKMAdamConfig(FairseqDataclass):
     amp: bool = II("common.amp")
     zero_sharding: ZERO_SHARDING_CHOICES = II("distributed_training.zero_sharding")
     store_ema: bool = II("ema.store_ema")
+    use_bmuf: bool = II("optimization.use_bmuf")
 
 
 @register_optimizer("pkm_adam", dataclass=PKMAdamConfig)
@@ -194,6 +195,11 @@ def _check(cfg, values):
         raise ValueError(
             "--optimizer pkm_adam cannot be used with --zero-sharding os, which puts another "
             "optimizer in its place: leave it out or choose --optimizer adam"
+        )
+    if cfg.use_bmuf:
+        raise ValueError(
+            "--optimizer pkm_adam cannot be used with --use-bmuf, which averages the weights of "
+            "all workers, but not what this optimizer knows of them: choose --optimizer adam"
         )
     if any(map(shard_of, values)) and cfg.store_ema:
         raise ValueError(

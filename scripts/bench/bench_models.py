@@ -83,7 +83,7 @@ class Runner:
         self.model = make_model(arch, task, **options).to(args.device, DTYPES[args.dtype])
         self.criterion = MaskedLmLoss(MaskedLmConfig(tpu=False), task)
         if name in args.training:
-            config = PKMAdamConfig(lr=[1e-4], adam_betas=(0.9, 0.98), amp=False)
+            config = PKMAdamConfig(lr=[1e-4], adam_betas=(0.9, 0.98), amp=False, use_bmuf=False)
             self.optimizer = PKMAdam(config, self.model.parameters())
         self.sample = None
 

@@ -113,9 +113,12 @@ def test_all_other_rows_stay_and_a_resumed_run_ends_bit_identical(data, start, s
     shutil.copy(tmp_path / "whole/checkpoint_1_2.pt", half)
     other = tmp_path / "other.json"
     other.write_text(slots[0].read_text().replace(f"[{slots[1][0][0]}, ", "[", 1))
-    changed = {**options, "pkm-train-slots": other}
-    refused = run(*train(data, start, slots, half.parent, **changed), fails=True)
-    assert "is of another --pkm-train-slots" in refused.splitlines()[-1]
+    for changed, message in (
+        ({"pkm-train-slots": other}, "is of another --pkm-train-slots"),
+        ({"pkm-freeze-rest": None}, "give --pkm-freeze-rest and --pkm-train-slots as it was"),
+    ):
+        command = train(data, start, slots, half.parent, **options, **changed)
+        assert message in run(*command, fails=True).splitlines()[-1]
     resumed = run(*train(data, start, slots, half.parent, **options))
     assert logged(resumed, "num_updates") == ["3", "4"]
     assert_same_state(load_model_state(half), after)

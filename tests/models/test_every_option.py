@@ -105,7 +105,7 @@ def test_what_is_not_refused_trains_and_comes_back_from_its_checkpoint(options, 
         assert re.search("--[a-z]", refusal)
         return
     real = tokens.ne(PAD)
-    optimizer = PKMAdam(PKMAdamConfig(lr=[0.01], amp=False), model.parameters())
+    optimizer = PKMAdam(PKMAdamConfig(lr=[0.01], amp=False, use_bmuf=False), model.parameters())
     logits = model.train()(tokens)[0]
     loss = F.cross_entropy(logits[real].float(), tokens[real])
     loss.backward()

@@ -35,6 +35,7 @@ def make_optimizer(model, **options):
         "amp": False,
         "zero_sharding": "none",
         "store_ema": False,
+        "use_bmuf": False,
         **ADAM,
         **options,
     }

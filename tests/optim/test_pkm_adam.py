@@ -14,7 +14,14 @@ NO_MEMORY = dict.fromkeys(["pkm_subkeys", "pkm_topk", "pkm_heads", "pkm_key_dim"
 
 
 def make_optimizer(model, **options):
-    config = {"lr": [LR], "amp": False, "zero_sharding": "none", "store_ema": False, **options}
+    config = {
+        "lr": [LR],
+        "amp": False,
+        "zero_sharding": "none",
+        "store_ema": False,
+        "use_bmuf": False,
+    }
+    config.update(options)
     config = OmegaConf.merge(OmegaConf.structured(PKMAdamConfig), config)
     return PKMAdam(config, model.parameters())
 
@@ -147,6 +154,7 @@ def test_state_of_the_other_kind_of_gradient_is_refused(saved, now):
         ({"adam_betas": "0.9"}, "--adam-betas 0.9"),
         ({"adam_betas": "often"}, "--adam-betas often"),
         ({"zero_sharding": "os"}, "--zero-sharding os"),
+        ({"use_bmuf": True}, "--use-bmuf"),
         ({"pkm_values_lr_scheduled": True}, "--pkm-values-lr"),
         ({"pkm_values_lr": -1.0}, "--pkm-values-lr -1.0"),
         ({"pkm_values_clip_norm": -1.0}, "--pkm-values-clip-norm"),
@@ -179,7 +187,7 @@ def test_sparse_gradients_that_no_optimizer_takes_are_refused():
 @pytest.mark.parametrize("grad", ["dense", "sparse"])
 def test_an_overflow_skips_the_step_of_every_parameter_and_of_all_state(grad):
     model = make_memory_model(pkm_grad=grad).half()
-    config = PKMAdamConfig(lr=[LR], amp=False, zero_sharding="none")
+    config = PKMAdamConfig(lr=[LR], amp=False, zero_sharding="none", use_bmuf=False)
     common = {"bf16": False, "fp16_init_scale": 2**15, "fp16_scale_window": 4}
     common |= {"fp16_scale_tolerance": 0.0, "threshold_loss_scale": None, "min_loss_scale": 1e-4}
     cfg = OmegaConf.create({"common": common, "optimizer": vars(config) | {"_name": "pkm_adam"}})
