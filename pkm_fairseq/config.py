@@ -34,6 +34,11 @@ OTHER_OPTIONS = {
 }
 
 
+# Those of the model that are not of each of its memories.
+OF_MODEL = {"pkm_layers", "pkm_mode", "pkm_share_values", "pkm_table_dtype"}
+LARGEST = 2**31 - 1
+
+
 @dataclass
 class PKMConfig(FairseqDataclass):
     """The model options that ``pkm_roberta`` adds to fairseq's RoBERTa."""
@@ -235,20 +240,15 @@ class PKMConfig(FairseqDataclass):
                 f"--pkm-sync-query-norm has no effect with --pkm-query-norm {self.pkm_query_norm}: "
                 "remove it or choose batch"
             )
-        check_memory(
-            subkeys=self.pkm_subkeys,
-            heads=self.pkm_heads,
-            topk=self.pkm_topk,
-            key_dim=self.pkm_key_dim,
-            value_dim=self.pkm_value_dim,
-            query_dropout=self.pkm_query_dropout,
-            key_dropout=self.pkm_key_dropout,
-            value_dropout=self.pkm_value_dropout,
-            score=self.pkm_score,
-            weights=self.pkm_weights,
-            heads_merge=self.pkm_heads_merge,
-            gate=self.pkm_gate,
-        )
+        check_memory(**self.layer_options())
+
+    def layer_options(self):
+        """Returns what each ``ProductKeyMemory`` is built with, by the names of its arguments."""
+        return {
+            option.name[len("pkm_") :]: getattr(self, option.name)
+            for option in fields(self)
+            if option.name.startswith("pkm_") and option.name not in OF_MODEL
+        }
 
 
 def check_memory(
@@ -265,8 +265,11 @@ def check_memory(
     weights,
     heads_merge,
     gate,
+    **unchecked,
 ):
     """Refuses sizes, probabilities and choices of which no memory can be made.
+
+    Takes any of the arguments of a ``ProductKeyMemory``.
 
     Raises:
         ValueError: naming the option and what to change.
@@ -277,6 +280,8 @@ def check_memory(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1: raise {flag('pkm_' + name)}")
+        if size > LARGEST:
+            raise ValueError(f"{name}={size} exceeds {LARGEST}: lower {flag('pkm_' + name)}")
     if topk > subkeys:
         raise ValueError(
             f"topk={topk} exceeds subkeys={subkeys}: lower --pkm-topk or raise --pkm-subkeys"

@@ -19,6 +19,7 @@ from pkm_fairseq.usage import (
     usage,
     usage_figures,
 )
+from pkm_fairseq.workers import count_workers
 
 
 @contextmanager
@@ -252,7 +253,7 @@ def _memories_of(model):
 
 def _add_up_workers(tensors):
     """Returns the sums over all workers of a dict of tensors, on the CPU."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if count_workers() > 1:
         tensors = {key: tensor.clone() for key, tensor in tensors.items()}
         for tensor in tensors.values():
             dist.all_reduce(tensor)

@@ -7,14 +7,13 @@ makes them, or text, whatever the checkpoint was trained on.
 """
 
 import argparse
-import logging
-import sys
 from pathlib import Path
 
 import torch
 from fairseq.tasks import setup_task
 from omegaconf import OmegaConf
 
+from pkm_fairseq.command_line import carry_out, device_for, number_from
 from pkm_fairseq.monitor import observe_reads
 from pkm_fairseq.report.checkpoints import open_checkpoint
 from pkm_fairseq.report.evaluate import DataSet
@@ -22,13 +21,7 @@ from pkm_fairseq.slot_lists import best_slots, tf_idf, write_slots
 
 
 def main():
-    args = parse_args()
-    # Outside its commands fairseq logs everything.
-    logging.getLogger().setLevel(logging.WARNING)
-    try:
-        list_slots(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    carry_out(list_slots, parse_args())
 
 
 def parse_args():
@@ -52,18 +45,18 @@ def parse_args():
         help="data whose slots are to be spared, binary; one folder or several",
     )
     parser.add_argument(
-        "--count", type=_positive, required=True, help="slots to list of each table, at most"
+        "--count", type=number_from(1), required=True, help="slots to list of each table, at most"
     )
     parser.add_argument("--dest", type=Path, required=True, metavar="FILE", help="the list, JSON")
     parser.add_argument(
         "--subset", default="train", help="data set of all folders (default: train)"
     )
     parser.add_argument(
-        "--batch-size", type=_positive, default=32, help="sentences in a batch (default: 32)"
+        "--batch-size", type=number_from(1), default=32, help="sentences in a batch (default: 32)"
     )
     parser.add_argument(
         "--background-batches",
-        type=_positive,
+        type=number_from(1),
         default=1000,
         help="batches of each background, at random, at most (default: 1000)",
     )
@@ -73,10 +66,10 @@ def parse_args():
 
 def list_slots(args):
     """Ranks the slots, writes the list and prints what it holds."""
-    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     checkpoint = open_checkpoint(
         args.checkpoint, args.data, make_task=lambda cfg: task_for(args.data, cfg)
     )
+    device = device_for(args)
     model = checkpoint.model.to(device).eval()
 
     def count(folder, task, most=None):
@@ -183,12 +176,6 @@ def count_accesses(model, data, title, most=None):
 
 def _share(accesses, slots):
     return (accesses[slots].sum() / accesses.sum().clamp(min=1)).item()
-
-
-def _positive(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ def shard_of(param):
     return getattr(param, "pkm_shard", None)
 
 
+def is_sparse(values):
+    """Returns whether the gradient of a table will be sparse."""
+    return getattr(values, "pkm_grad", "dense") == "sparse"
+
+
 class Shard:
     """What a worker holds of a table whose columns are split, in equal parts, over N workers.
 

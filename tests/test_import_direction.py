@@ -12,6 +12,7 @@ ROOT = Path(pkm_fairseq.__file__).parent
 ALLOWED = {
     "checkpoint": set(),
     "checkpoint_files": set(),
+    "command_line": set(),
     "config": set(),
     "files": set(),
     "scores": set(),
@@ -19,13 +20,15 @@ ALLOWED = {
     "usage": set(),
     "compiling": set(),
     "workers": set(),
-    "monitor": {"usage"},
+    "monitor": {"usage", "workers"},
     "pictures": {"usage"},
     "criterions": {"config"},
-    "tasks": {"config", "monitor", "pictures", "scores", "slot_lists"},
+    "tasks": {"config", "monitor", "pictures", "scores", "slot_lists", "workers"},
     "ops": {"compiling", "workers"},
     "modules": {"checkpoint", "compiling", "config", "ops", "workers"},
-    "optim": {"ops", "workers"},
+    "optim": {"config", "ops", "workers"},
+    "report": {"command_line", "files", "models", "monitor", "pictures"},
+    "slots": {"command_line", "monitor", "report", "slot_lists"},
     "models": {"checkpoint", "config", "ops", "modules", "workers"},
 }
 FAIRSEQ_FREE = {

@@ -216,7 +216,7 @@ def test_validating_does_not_count_into_the_window_nor_training_into_the_set():
     monitor = UsageMonitor()
     validate(monitor, model, sentences)
     monitor.end_window()
-    assert "stale_top1" not in monitor.figures()
+    assert "pkm_stale_top1" not in monitor.figures()
     counts = monitor.counts()[1].clone()
     train(monitor, model, draw_tokens(3, 7))
     assert torch.equal(monitor.counts()[1], counts)

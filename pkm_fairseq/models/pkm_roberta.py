@@ -25,7 +25,7 @@ from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_opti
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.modules import CompactValueTable, PKMTransformerEncoder, ProductKeyMemory
 from pkm_fairseq.ops import quantise_rows
-from pkm_fairseq.workers import shard_of
+from pkm_fairseq.workers import is_sparse, shard_of
 
 from .hub import load_interface
 
@@ -44,9 +44,11 @@ class PKMRobertaModel(RobertaModel):
         for memory in self.memories().values():
             memory.reset_parameters()
         self._frozen = False
-        self._mark_values()
+        self._shared_by_optimizer = {}
         self._table_dtype = encoder.pkm_config.pkm_table_dtype
-        if self._table_dtype != "model":
+        if self._table_dtype == "model":
+            self._mark_values()
+        else:
             self._compact_tables()
 
     def _compact_tables(self):
@@ -56,7 +58,13 @@ class PKMRobertaModel(RobertaModel):
             compact = CompactValueTable(table, self._table_dtype)
             for layer in layers:
                 memories[layer].values = compact
-        self._shared_by_optimizer = {}
+
+    def _refuse_compact_tables(self):
+        if self._table_dtype != "model":
+            raise ValueError(
+                f"--pkm-table-dtype {self._table_dtype} is for evaluation, its values cannot be "
+                "trained: remove it, or call eval()"
+            )
 
     def _mark_values(self):
         """Marks the parameters that are values, for optimizers and workers."""
@@ -68,8 +76,7 @@ class PKMRobertaModel(RobertaModel):
         self._shared_by_optimizer = {
             name: param
             for name, param in self.named_parameters()
-            if shard_of(param)
-            or (getattr(param, "pkm_grad", "dense") == "sparse" and param.requires_grad)
+            if shard_of(param) or (is_sparse(param) and param.requires_grad)
         }
         # Workers share these gradients through the optimizer: so says each of fairseq's backends.
         for values in self._shared_by_optimizer.values():
@@ -188,7 +195,11 @@ class PKMRobertaModel(RobertaModel):
         Args:
             slots: a dict from the layers of each table, as ``tables`` gives them, to slots, (R,),
                 int64, ascending.
+
+        Raises:
+            ValueError: if the tables are kept in fewer bits, for evaluation.
         """
+        self._refuse_compact_tables()
         for layers, table in self.tables().items():
             table.train_rows(slots[layers])
         self._mark_values()
@@ -203,8 +214,10 @@ class PKMRobertaModel(RobertaModel):
             head: name of the classification head, None for none.
 
         Raises:
-            ValueError: if an option of RoBERTa cannot do without the rest's gradients.
+            ValueError: if an option of RoBERTa cannot do without the rest's gradients, or the
+                tables are kept in fewer bits, for evaluation.
         """
+        self._refuse_compact_tables()
         for option in ("checkpoint_activations", "encoder_layerdrop"):
             if safe_getattr(self.args, option):
                 raise ValueError(
@@ -267,14 +280,10 @@ class PKMRobertaModel(RobertaModel):
             ValueError: if values have sparse gradients that nobody takes, or cannot be trained.
         """
         if self.training and torch.is_grad_enabled():
-            if self._table_dtype != "model":
-                raise ValueError(
-                    f"--pkm-table-dtype {self._table_dtype} is for evaluation, its values cannot "
-                    "be trained: remove it, or call eval()"
-                )
+            self._refuse_compact_tables()
             for values in self._shared_by_optimizer.values():
                 if values.requires_grad and not hasattr(values, "taken_by_lazy_adam"):
-                    sparse = values.pkm_grad == "sparse"
+                    sparse = is_sparse(values)
                     option = "--pkm-grad sparse" if sparse else "--pkm-shards"
                     other = "choose --pkm-grad dense" if sparse else "leave --pkm-shards out"
                     raise ValueError(
@@ -331,7 +340,7 @@ class PKMRobertaModel(RobertaModel):
         }
 
     def tables(self):
-        """Returns the ``ValueTable`` objects by the layers that read them, as tuples, ascending."""
+        """Returns the tables of values by the layers that read them, as tuples, ascending."""
         tables = {}
         for layer, memory in self.memories().items():
             tables.setdefault(memory.values, []).append(layer)

@@ -55,26 +55,10 @@ class PKMTransformerEncoder(TransformerEncoder):
         try:
             memory = self._memory_class(
                 input_dim,
-                subkeys=config.pkm_subkeys,
-                heads=config.pkm_heads,
-                topk=config.pkm_topk,
-                key_dim=config.pkm_key_dim,
-                value_dim=config.pkm_value_dim,
-                query_norm=config.pkm_query_norm,
-                sync_query_norm=config.pkm_sync_query_norm,
-                query_dropout=config.pkm_query_dropout,
-                key_dropout=config.pkm_key_dropout,
-                score=config.pkm_score,
-                weights=config.pkm_weights,
-                heads_merge=config.pkm_heads_merge,
-                gate=config.pkm_gate,
-                value_dropout=config.pkm_value_dropout,
-                value_init=config.pkm_value_init,
-                grad=config.pkm_grad,
-                shards=config.pkm_shards,
                 values=self._memories[0].values if share else None,
+                **config.layer_options(),
             )
-        except (RuntimeError, TypeError) as error:  # torch's, for sizes it cannot make
+        except RuntimeError as error:  # torch's, for sizes it cannot make
             raise ValueError(
                 f"a memory so large cannot be made ({str(error).splitlines()[0]}): lower "
                 "--pkm-subkeys, --pkm-heads, --pkm-key-dim or --pkm-value-dim"

@@ -42,7 +42,8 @@ class ProductKeyMemory(nn.Module):
         values: a ``ValueTable`` to share, None for one of its own.
 
     Raises:
-        ValueError: if a size or probability cannot be, naming the option to change.
+        ValueError: if a size, probability or choice cannot be, naming the option to change, or if
+            the shared values are of other sizes.
     """
 
     def __init__(

@@ -12,10 +12,11 @@ from fairseq.dataclass.constants import ZERO_SHARDING_CHOICES
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
-from pkm_fairseq.workers import shard_of
+from pkm_fairseq.config import flag
+from pkm_fairseq.workers import is_sparse, shard_of
 
 from .lazy_adam import LazyAdam
-from .workers import average_gradient, is_sparse, no_gradient
+from .workers import average_gradient, no_gradient
 
 VALUES_GROUP = 1  # parameter groups: all else, values
 
@@ -210,11 +211,10 @@ def _check(cfg, values):
         raise ValueError("--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it")
     for name in ("pkm_values_lr", "pkm_values_weight_decay", "pkm_values_clip_norm"):
         value = getattr(cfg, name)
-        option = "--" + name.replace("_", "-")
         if value is not None and value < 0:
-            raise ValueError(f"{option} {value} is negative: raise it")
+            raise ValueError(f"{flag(name)} {value} is negative: raise it")
         if value and not values:
             raise ValueError(
-                f"{option} has no effect, since there are no values to optimize: remove it, or "
+                f"{flag(name)} has no effect, since there are no values to optimize: remove it, or "
                 "give the model a memory with --pkm-layers; with --fp16 add --fp16-no-flatten-grads"
             )

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from pkm_fairseq.workers import count_workers, gather_counts, gather_rows
+from pkm_fairseq.workers import count_workers, gather_counts, gather_rows, is_sparse
 
 
 def no_gradient(values):
@@ -13,11 +13,6 @@ def no_gradient(values):
     rows = torch.empty(1, 0, dtype=torch.int64, device=values.device)
     row_grads = values.new_empty(0, values.shape[1])
     return torch.sparse_coo_tensor(rows, row_grads, values.shape, check_invariants=False)
-
-
-def is_sparse(values):
-    """Returns whether the gradient of a table will be sparse."""
-    return getattr(values, "pkm_grad", "dense") == "sparse"
 
 
 def average_gradient(grad, shard):

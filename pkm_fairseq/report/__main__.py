@@ -6,12 +6,9 @@ finetuned from it can be compared on the finetuning's data.
 """
 
 import argparse
-import logging
-import sys
 from pathlib import Path
 
-import torch
-
+from pkm_fairseq.command_line import carry_out, device_for, number_from
 from pkm_fairseq.monitor import UsageMonitor
 
 from .checkpoints import names_apart, open_checkpoint
@@ -22,13 +19,7 @@ from .text import TokenText
 
 
 def main():
-    args = parse_args()
-    # Outside its commands fairseq logs everything.
-    logging.getLogger().setLevel(logging.WARNING)
-    try:
-        report(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    carry_out(report, parse_args())
 
 
 def parse_args():
@@ -48,22 +39,22 @@ def parse_args():
     parser.add_argument("--dest", type=Path, required=True, metavar="DIR")
     parser.add_argument("--subset", default="valid", help="data set to run on (default: valid)")
     parser.add_argument(
-        "--batch-size", type=_number_from(1), default=32, help="sentences at once (default: 32)"
+        "--batch-size", type=number_from(1), default=32, help="sentences at once (default: 32)"
     )
     parser.add_argument(
         "--drift-tokens",
-        type=_number_from(0),
+        type=number_from(0),
         default=4096,
         help="tokens, the set's first, to measure drift on (default: 4096)",
     )
     parser.add_argument(
         "--slots",
-        type=_number_from(0),
+        type=number_from(0),
         default=10,
         help="how many of the most used slots to show the text of (default: 10)",
     )
     parser.add_argument(
-        "--contexts", type=_number_from(1), default=5, help="tokens to show of each (default: 5)"
+        "--contexts", type=number_from(1), default=5, help="tokens to show of each (default: 5)"
     )
     parser.add_argument("--per-head", action="store_true", help="figures of each head as well")
     parser.add_argument("--png", action="store_true", help="write each picture as a file, too")
@@ -73,7 +64,7 @@ def parse_args():
 
 def report(args):
     """Runs each checkpoint over the data set and writes what it finds."""
-    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+    device = device_for(args)
     last = open_checkpoint(args.checkpoints[-1], args.data)
     data = DataSet(last.task, args.subset, args.batch_size, last.model, device)
     text = TokenText(last.task.source_dictionary, [args.data, last.file.parent])
@@ -118,17 +109,6 @@ def report(args):
             }
         )
     write_report(results, args.dest, args.data, args.subset, args.png)
-
-
-def _number_from(least):
-    """Returns a type of argument: whole numbers from ``least`` on."""
-
-    def number(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return int(text)
-
-    return number
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ def read_history(logdir, subset, updates):
     """
     if logdir is None or not (logdir / subset).is_dir():
         return {}
+    last = inf if updates is None else updates
     events = EventAccumulator(str(logdir / subset)).Reload()
     history = {}
     for name in events.Tags()["scalars"]:
         # A resumed run logs again what came after its checkpoint: the last entry counts.
         entries = {event.step: event.value for event in events.Scalars(name)}
-        history[name] = [entry for entry in sorted(entries.items()) if entry[0] <= (updates or inf)]
+        history[name] = [entry for entry in sorted(entries.items()) if entry[0] <= last]
     return history

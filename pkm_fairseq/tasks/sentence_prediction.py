@@ -7,6 +7,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
 from pkm_fairseq.scores import classification_scores, regression_scores
+from pkm_fairseq.workers import count_workers
 
 from .init_from import InitFromConfig, InitFromTask
 from .monitored import MonitoredTask
@@ -44,8 +45,8 @@ class PKMSentencePredictionTask(TrainPartTask, InitFromTask, MonitoredTask, Sent
         """
         batch = list(zip(ids.tolist(), predictions.tolist(), targets.tolist()))
         batches = [batch]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            batches = [None] * dist.get_world_size()
+        if count_workers() > 1:
+            batches = [None] * count_workers()
             dist.all_gather_object(batches, batch)
         for batch in batches:
             self._recorded.update((example, pair) for example, *pair in batch)

@@ -37,7 +37,7 @@ class Results:
     def collect(self):
         """Returns all figures; those of what is not done are None."""
         return {
-            "machine": describe_machine("cpu" if self.settings.cpu else "cuda"),
+            "machine": describe_machine(self.settings.device),
             "settings": asdict(self.settings),
             "data": {**(self._done("data") or {}), **self._describe_data()},
             "rows": {name: self._row(name) for name in self.settings.rows},

@@ -81,7 +81,12 @@ def run(args):
         str(args.corpus): "CORPUS",
         str(args.glue): "GLUE",
     }
-    runner = Runner(args.dest, chosen, lambda command: publish(command, names), describe_machine)
+    runner = Runner(
+        args.dest,
+        chosen,
+        lambda command: publish(command, names),
+        lambda: describe_machine(settings.device),
+    )
     if args.only == "speed":
         (args.dest / "speed" / "done.json").unlink(missing_ok=True)
     failed = runner.run()

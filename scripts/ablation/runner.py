@@ -1,4 +1,4 @@
-"""Runs the steps of an ablation that are not done, beside other processes that do the same."""
+"""Runs steps that are not done, beside other processes that do the same."""
 
 import fcntl
 import json
@@ -61,7 +61,7 @@ class Runner:
         """Runs what is missing, and waits for what another process is running.
 
         Returns:
-            the last line of each step that failed, by name; steps that need one are left out.
+            by name, the last line of each step that failed, and that of those that need one.
         """
         waiting = False
         while missing := [step for step in self.steps.values() if self._to_do(step)]:

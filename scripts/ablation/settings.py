@@ -62,6 +62,10 @@ class Settings:
     speed_repeats: int = 7  # rounds in which words per second are measured
     rows: Dict[str, Row] = field(default_factory=dict)
 
+    @property
+    def device(self):
+        return "cpu" if self.cpu else "cuda"
+
     def positions(self):
         """Returns how many tokens the models can take."""
         return self.max_positions or self.tokens_per_sample

@@ -44,8 +44,8 @@ class Steps:
 
     Args:
         settings: ``Settings``.
-        corpus: folder of train.txt and valid.txt, which may be gzipped; None if not given.
-        glue: folder of GLUE's official files; None if not given.
+        corpus: folder of train.txt and valid.txt, which may be gzipped.
+        glue: folder of GLUE's official files.
         dest: folder to make everything in.
     """
 
@@ -228,7 +228,7 @@ class Steps:
         step = self._script(
             "speed",
             BENCH_MODELS.relative_to(ROOT),
-            *("--device", "cpu" if self.settings.cpu else "cuda"),
+            *("--device", self.settings.device),
             *("--vocabulary", self.settings.vocab_size, *flags(sizes)),
             *("--repeats", self.settings.speed_repeats, "--json", self.dest / "speed.json"),
             *("--inference", "--training", *models),

@@ -177,7 +177,7 @@ def describe_machine(device=None):
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    cuda = torch.device(device or "cpu").type == "cuda"
+    cuda = torch.device(device or "cpu").type == "cuda" and torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),

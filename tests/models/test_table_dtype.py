@@ -85,7 +85,13 @@ def test_a_fresh_memory_is_rounded_too(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_training_is_refused(dtype):
     model = make_memory_model(pkm_table_dtype=dtype, pkm_grad="sparse").train()
-    with pytest.raises(ValueError, match=f"--pkm-table-dtype {dtype} is for evaluation.*remove"):
-        model(draw_tokens(3, 7))
+    slots = {layers: torch.tensor([0]) for layers in model.tables()}
+    for train in (
+        lambda: model(draw_tokens(3, 7)),
+        model.freeze_rest,
+        lambda: model.train_slots(slots),
+    ):
+        with pytest.raises(ValueError, match=f"--pkm-table-dtype {dtype} is for eval.*remove"):
+            train()
     with torch.no_grad():
         model(draw_tokens(3, 7))
