@@ -39,6 +39,8 @@ def make_steps(*overrides, path=TINY):
         (["updates=0"], "updates 0 is below 1: raise it"),
         (["rows.g.title=new"], "rows.g.lr is missing: give it"),
         (["seeds=[1,1]"], "each once"),
+        (["rows.f.seeds=[]"], "rows.f.seeds []: give at least one"),
+        (["rows.f.seeds=[1,3]"], "row f has seeds [3], which a lacks: give rows.a.seeds"),
         (["finetuning.tasks.COLA=3"], "COLA is not a GLUE task: choose among CoLA, "),
         (["rows.b.start_from=f"], "row b starts from f: name a row that stands before it"),
         (["rows.b.model.pkm_subkeys=3"], "row b has options of a memory: add memory: true"),
@@ -107,6 +109,26 @@ def test_a_row_goes_on_from_another_with_other_sentences():
         *("f.1", "f.1.valid", "f.1.empty", "f.1.without"),
         *("f.2", "f.2.valid", "f.2.empty", "f.2.without"),
     ]
+
+
+def test_a_row_may_have_seeds_of_its_own_and_trains_no_more_of_what_it_starts_from():
+    steps = make_steps("rows.a.seeds=[1,2,3]", "rows.f.seeds=[1,2]")
+    names = [step.name for step in steps.pretrainings(["e", "f"])]
+    trained = [name for name in names if len(name) == 3]
+    assert trained == ["a.1", "e.1", "a.2", "f.1", "f.2"]
+
+
+def test_the_table_has_the_validation_of_each_seed():
+    runs = {
+        seed: {"parameters": 3, "validation": {"figures": {"ppl": ppl}}, "history": {}}
+        for seed, ppl in ((1, 120.0), (2, 99.5))
+    }
+    row = {"title": "dense", "updates": 20, "lr": 0.1, "speed": {"training": None}, "runs": runs}
+    results = {"settings": {"finetuning": {"tasks": {}}}, "rows": {"a": row}}
+    table = import_module("output").make_table(results)
+    assert "| (a) dense | 20 | 0.1 | 3 | 120.0 / 99.5 |" in table
+    runs[2] = None
+    assert "120.0" not in import_module("output").make_table(results)
 
 
 def test_a_row_that_goes_on_from_a_memory_keeps_it():

@@ -4,7 +4,7 @@ import json
 import statistics
 
 from matplotlib.figure import Figure
-from results import median
+from results import all_of, median
 
 from pkm_fairseq.files import write_whole
 from pkm_fairseq.report.render import HISTORY, as_png
@@ -23,7 +23,10 @@ def write_results(results, dest):
 
 
 def make_table(results):
-    """Returns the table in Markdown, with medians over seeds; what lacks a seed is left empty."""
+    """Returns the table in Markdown; rows that lack a seed are left out.
+
+    Validations are of each seed; all else is the median over seeds.
+    """
     tasks = [*results["settings"]["finetuning"]["tasks"]]
     columns = {
         "row": lambda name, row: f"({name}) {row['title']}",
@@ -31,9 +34,7 @@ def make_table(results):
         "learning rate": lambda name, row: f"{row['lr']:g}",
         "parameters": lambda name, row: _number(median(row["runs"], "parameters"), ",.0f"),
         "perplexity": lambda name, row: _valid(row, "ppl", ".1f"),
-        "values zero": lambda name, row: _number(
-            median(row["runs"], "without_memory", "ppl"), ".1f"
-        ),
+        "values zero": lambda name, row: _each(row, ".1f", "without_memory", "ppl"),
         "top-1 usage": lambda name, row: _valid(row, "pkm_top1_usage"),
         "top-k usage": lambda name, row: _valid(row, "pkm_topk_usage"),
         "KL": lambda name, row: _valid(row, "pkm_kl", ".2f"),
@@ -78,7 +79,12 @@ def draw(results):
 
 
 def _valid(row, name, form=".3f"):
-    return _number(median(row["runs"], "validation", "figures", name), form)
+    return _each(row, form, "validation", "figures", name)
+
+
+def _each(row, form, *keys):
+    """Writes a figure of each seed."""
+    return " / ".join(format(value, form) for value in all_of(row["runs"], *keys))
 
 
 def _tuned(row, task, name, form):

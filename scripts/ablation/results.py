@@ -55,7 +55,7 @@ class Results:
                 kind: self._speed.get((kind, self.steps.speed_name(name)))
                 for kind in ("inference", "training")
             },
-            "runs": {seed: self._run(name, seed) for seed in self.settings.seeds},
+            "runs": {seed: self._run(name, seed) for seed in self.settings.seeds_of(name)},
         }
 
     def _run(self, name, seed):
@@ -136,7 +136,13 @@ class Results:
 
 
 def median(runs, *keys):
-    """Returns the median over runs of a figure, None if none has it.
+    """Returns the median over runs of a figure, None if none has it; as ``all_of``."""
+    found = all_of(runs, *keys)
+    return statistics.median(found) if found else None
+
+
+def all_of(runs, *keys):
+    """Returns a figure of all runs that have it, in their order.
 
     Args:
         runs: as ``Results`` collects them.
@@ -147,5 +153,4 @@ def median(runs, *keys):
         for key in keys:
             run = run.get(key) if run else None
         found += run.values() if isinstance(run, dict) else [run]
-    found = [value for value in found if value is not None]
-    return statistics.median(found) if found else None
+    return [value for value in found if value is not None]

@@ -30,6 +30,7 @@ class Row:
     model: Dict[str, Any] = field(default_factory=dict)  # beside, or instead of, all rows' options
     training: Dict[str, Any] = field(default_factory=dict)  # likewise
     finetune: bool = False
+    seeds: Optional[List[int]] = None  # of its pretrainings; None: those of all
 
 
 @dataclass
@@ -69,6 +70,11 @@ class Settings:
     def positions(self):
         """Returns how many tokens the models can take."""
         return self.max_positions or self.tokens_per_sample
+
+    def seeds_of(self, name):
+        """Returns the seeds of a row's pretrainings."""
+        own = self.rows[name].seeds
+        return self.seeds if own is None else own
 
     def updates_of(self, name):
         """Returns the updates of a row's own pretraining."""
@@ -133,6 +139,7 @@ def _check(settings, path):
     for name, seeds in {
         "seeds": settings.seeds,
         "finetuning.seeds": settings.finetuning.seeds,
+        **{f"rows.{name}.seeds": settings.seeds_of(name) for name in settings.rows},
     }.items():
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"{path}: {name} {seeds}: give at least one, each once")
@@ -146,6 +153,13 @@ def _check(settings, path):
         if row.start_from is not None and row.start_from not in earlier:
             raise ValueError(
                 f"{path}: row {name} starts from {row.start_from}: name a row that stands before it"
+            )
+        if row.start_from and (
+            lacks := {*settings.seeds_of(name)} - {*settings.seeds_of(row.start_from)}
+        ):
+            raise ValueError(
+                f"{path}: row {name} has seeds {sorted(lacks)}, which {row.start_from} lacks: "
+                f"give rows.{row.start_from}.seeds"
             )
         if not row.memory and any(key.startswith("pkm_") for key in row.model):
             raise ValueError(f"{path}: row {name} has options of a memory: add memory: true")

@@ -57,17 +57,17 @@ class Steps:
 
     def pretrainings(self, rows):
         """Returns the steps that pretrain and validate rows, those they go on from included."""
-        wanted = {}
-        for name in rows:
-            for before in self._starts(name):
-                wanted[before] = None
-            wanted[name] = None
+        wanted = dict.fromkeys(
+            (needed, seed)
+            for name in rows
+            for needed in (*self._starts(name), name)
+            for seed in self.settings.seeds_of(name)
+        )
         steps = [self.data()]
-        for name in wanted:
-            for seed in self.settings.seeds:
-                steps += [self.pretraining(name, seed), self.validation(name, seed)]
-                if self.settings.rows[name].memory:
-                    steps += self.without_memory(name, seed)
+        for name, seed in wanted:
+            steps += [self.pretraining(name, seed), self.validation(name, seed)]
+            if self.settings.rows[name].memory:
+                steps += self.without_memory(name, seed)
         return steps
 
     def finetunings(self, rows):
@@ -76,7 +76,7 @@ class Steps:
         rows = [name for name in rows if self.settings.rows[name].finetune]
         steps = [self.glue_data(task) for task in tasks if rows]
         for name in rows:
-            for seed in self.settings.seeds:
+            for seed in self.settings.seeds_of(name):
                 for task in tasks:
                     seeds = self.settings.finetuning.seeds
                     steps += [self.finetuning(name, seed, task, number) for number in seeds]
