@@ -133,7 +133,7 @@ def memory_options(state):
     # Memories of all heads' values side by side have several heads.
     output = state.get(memory + "output.weight", torch.empty(0))
     concat = heads > 1 and tuple(output.shape[1:]) == (heads * value_dim,)
-    weights = [name for name in ("relu", "sigmoid") if f"{memory}search.{name}" in state]
+    weights = [name for name in ("relu", "sigmoid") if f"{memory}search.{name}_scale" in state]
     return {
         "--pkm-layers": _layers(memories),
         "--pkm-mode": "residual" if f"{layer}.fc1.weight" in state else "replace",

@@ -104,7 +104,7 @@ class PKMConfig(FairseqDataclass):
         default="softmax",
         metadata={
             "help": "weights of the slots a head reads: softmax over their scores, or relu or "
-            "sigmoid of each score by itself"
+            "sigmoid of each score by itself, divided by top-k"
         },
     )
     pkm_heads_merge: HEADS_MERGES = field(

@@ -108,9 +108,7 @@ class ProductKeyMemory(nn.Module):
         self.search = ProductKeySearch(
             topk, key_dropout, weights, CosineScores(heads) if score == "cosine" else None
         )
-        # K weights of order one would read K times as much as K that sum to one.
-        scale = 1.0 if weights == "softmax" else 1 / topk
-        self.values = values or ValueTable(slots_total, value_dim, value_init, grad, scale, shards)
+        self.values = values or ValueTable(slots_total, value_dim, value_init, grad, shards)
         self.value_dropout = nn.Dropout(value_dropout)
         self.gate = build_gate(gate, input_dim, read_dim)
         project = self.concat or gate == "silu" or value_dim != input_dim
@@ -204,7 +202,9 @@ class ProductKeySearch(nn.Module):
         topk: slots each head selects.
         key_dropout: share of the sub-keys of a half to leave out, 0 for none.
         weights: softmax over the scores of the slots found, or relu or sigmoid of each, which do
-            not compete (Csordás et al. 2023, arXiv 2310.10837).
+            not compete (Csordás et al. 2023, arXiv 2310.10837). These two are divided by ``topk``,
+            as K weights of order one would read K times as much as K that sum to one, and values
+            would have to be as much smaller, and learn as much slower.
         cosine: a ``CosineScores``, None for dot products.
     """
 
@@ -215,8 +215,8 @@ class ProductKeySearch(nn.Module):
         self.weights = weights
         self.cosine = cosine
         if weights != "softmax":
-            # Nothing else in a checkpoint says how it weighs.
-            self.register_buffer(weights, torch.zeros(1))
+            # In checkpoints, which then say how they weigh, and read the same with another topk.
+            self.register_buffer(f"{weights}_scale", torch.tensor([1 / topk]))
 
     def forward(self, query, subkeys):
         """Searches for each head and token by itself.
@@ -237,7 +237,10 @@ class ProductKeySearch(nn.Module):
         weights, slots = search(query, subkeys, self.topk, softmax)
         if not softmax:
             weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
-            weights = weights.relu() if self.weights == "relu" else weights.sigmoid()
+            if self.weights == "relu":
+                weights = weights.relu() * self.relu_scale
+            else:
+                weights = weights.sigmoid() * self.sigmoid_scale
         return slots, weights  # (T, H, K) each
 
     def _search_kept(self, query, subkeys, k, softmax):

@@ -28,14 +28,13 @@ class ValueTable(nn.Module):
         value_dim: width of a row.
         init: normal (variance 1 / value_dim) or zero.
         grad: dense or sparse, which an optimizer must be able to take, as ``LazyAdam`` is.
-        scale: what normal draws are multiplied with.
         shards: over how many workers the columns are split; see ``Shard``.
 
     Raises:
         ValueError: if ``init`` or ``grad`` is neither, or the columns or workers cannot be split.
     """
 
-    def __init__(self, slots, value_dim, init, grad="dense", scale=1.0, shards=1):
+    def __init__(self, slots, value_dim, init, grad="dense", shards=1):
         super().__init__()
         if init not in ("normal", "zero"):
             raise ValueError(f"value_init={init} is not normal or zero: change --pkm-value-init")
@@ -50,7 +49,6 @@ class ValueTable(nn.Module):
         self.value_dim = value_dim
         self.init = init
         self.grad = grad
-        self.scale = scale
         self._make_gradient = GRADIENTS[grad]()
         # A bare Parameter: fairseq's init_bert_params redraws every nn.Embedding.
         self.weight = nn.Parameter(with_huge_pages(torch.empty(slots, value_dim // shards)))
@@ -59,7 +57,7 @@ class ValueTable(nn.Module):
 
     def reset_parameters(self):
         """Draws all rows anew, for any number of shards the same."""
-        std = self.scale * self.value_dim**-0.5
+        std = self.value_dim**-0.5
         if self.init == "zero":
             nn.init.zeros_(self.weight)
         elif self.shard is None:

@@ -8,8 +8,6 @@ T tokens, D model width, H heads, N sub-keys per half, Q half the width of a que
 head, V width of a value, R width of a read.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -68,14 +66,9 @@ class ProductKeySearch(nn.Module):
         super().__init__()
         self.topk = config.pkm_topk
         self.cosine = CosineScores(config.pkm_heads) if config.pkm_score == "cosine" else None
-        self.weigh = {
-            "softmax": partial(torch.softmax, dim=-1),
-            "relu": torch.relu,  # these two after Csordás et al. 2023, arXiv 2310.10837
-            "sigmoid": torch.sigmoid,
-        }[config.pkm_weights]
-        if config.pkm_weights != "softmax":
-            # Computes nothing: pkm_fairseq's checkpoints have it, to say how they weigh.
-            self.register_buffer(config.pkm_weights, torch.zeros(1))
+        self.weights = config.pkm_weights
+        if self.weights != "softmax":
+            self.register_buffer(f"{self.weights}_scale", torch.tensor([1 / self.topk]))
 
     def forward(self, query, subkeys):
         """Searches for each head and token by itself.
@@ -94,7 +87,15 @@ class ProductKeySearch(nn.Module):
         scores = best[:, :, 0, :, None] + best[:, :, 1, None, :]  # (T, H, K, K)
         slots = indices[:, :, 0, :, None] * halves.shape[-1] + indices[:, :, 1, None, :]
         scores, places = scores.flatten(-2).topk(self.topk)  # (T, H, K) each
-        return slots.flatten(-2).gather(-1, places), self.weigh(scores.float())
+        return slots.flatten(-2).gather(-1, places), self._weigh(scores.float())
+
+    def _weigh(self, scores):
+        """Turns scores to weights: the last two after Csordás et al. 2023, arXiv 2310.10837."""
+        if self.weights == "softmax":
+            return scores.softmax(-1)
+        if self.weights == "relu":
+            return scores.relu() * self.relu_scale
+        return scores.sigmoid() * self.sigmoid_scale
 
 
 class Gate(nn.Module):

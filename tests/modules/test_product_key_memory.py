@@ -62,10 +62,11 @@ def naive_read(memory, tokens, kept=None):
         mean = projected.mean(0) if batch else norm.running_mean
         var = projected.var(0, unbiased=False) if batch else norm.running_var
         projected = (projected - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
+    mean = torch.tensor(1 / memory.search.topk)  # in float32, as a checkpoint has it
     weigh = {
         "softmax": lambda scores: scores.softmax(0),
-        "relu": lambda scores: scores.clamp(min=0),
-        "sigmoid": lambda scores: 1 / (1 + (-scores).exp()),
+        "relu": lambda scores: mean * scores.clamp(min=0),
+        "sigmoid": lambda scores: mean / (1 + (-scores).exp()),
     }[memory.search.weights]
     cosine = memory.search.cosine
     outputs = []
@@ -319,14 +320,15 @@ def test_in_half_precision_the_later_forms_read_as_in_full(form, options, dtype)
 
 
 def test_cosines_are_of_length_one_whatever_the_lengths_and_a_zero_vector_scores_zero():
-    memory = make_memory(score="cosine", weights="sigmoid", query_norm="none", query_dropout=0.5)
+    options = {"score": "cosine", "weights": "sigmoid", "query_norm": "none"}
+    memory = make_memory(**options, query_dropout=0.5, topk=4)
     temperature = (4 / 3) ** 0.5 * memory.search.cosine.log_temperature.exp()  # (H,)
     query = torch.randn(7, 2, 2, 4, dtype=torch.float64)
     query[0] = 0
     query.requires_grad_()
     for scale in (0.1, 1e4):
         slots, weights = memory.search(query * scale, memory.subkeys * scale)
-        scores = weights.logit()
+        scores = (4 * weights).logit()
         assert_close(scores[0], torch.zeros_like(scores[0]))
         assert (scores.abs() <= 2 * temperature.unsqueeze(1)).all()
         expected = memory.search(query, memory.subkeys)
