@@ -2,7 +2,7 @@
 """Shows what training on new data costs a model on old data, all of it trained or a part.
 
 Data are tasks of GLUE, or text. Finetunes CHECKPOINT on the old task (text it has learned already);
-from that, in several ways, on the new one; and scores the old one again, a task by its own head.
+from that, in several ways, on the new one; and scores both, a task by its own head.
 Writes results.json and results.md into DEST. Killed and started again, it goes on where it was.
 """
 
@@ -198,7 +198,10 @@ def make_steps(args):
                 options["optimization.lr"] = [args.frozen_lr]
             name, needed = f"{way}.{seed}", (*needs, *([slots.parent.name] if listed else []))
             steps.append(train(args, name, args.new, seed, args.new_updates, options, needed))
-            steps.append(score(args, name, args.old, last(args, name), (name,)))
+            steps += [
+                score(args, f"{name}.{side}", getattr(args, side), last(args, name), (name,))
+                for side in SIDES
+            ]
     return steps
 
 
@@ -303,11 +306,13 @@ def read_way(args, way):
         return float(find(name, rf'"valid_{metric_of(data)}": "([^"]+)"'))
 
     def read_seed(seed):
-        scores = {"old_after": read(f"{way}.{seed}.score", args.old)}
-        scores["new_after"] = read(f"{way}.{seed}", args.new)
+        after = {
+            f"{side}_after": read(f"{way}.{seed}.{side}.score", getattr(args, side))
+            for side in SIDES
+        }
         if is_text(args.new):
             before = {
-                f"{name}_before": read(f"{name}.score", getattr(args, name)) for name in SIDES
+                f"{side}_before": read(f"{side}.score", getattr(args, side)) for side in SIDES
             }
         else:  # which has no head for the new task
             before = {"old_before": read(f"old.{seed}.score", args.old)}
@@ -316,7 +321,7 @@ def read_way(args, way):
             int(find(f"{way}.{seed}", rf"num\. {kind} .*trained: ([\d,]+)").replace(",", ""))
             for kind in ("shared", "expert")
         )
-        return {**before, **scores, "trained": sum(trained)}
+        return {**before, **after, "trained": sum(trained)}
 
     return {seed: read_seed(seed) for seed in args.seeds}
 

@@ -33,7 +33,7 @@ def args(tmp_path):
 def test_each_way_goes_on_from_the_old_task_and_keeps_its_head(forgetting, args):
     made = forgetting.make_steps(args)
     steps = {step.name: step for step in made}
-    assert len(steps) == len(made) == 3 + 2 * len(forgetting.WAYS)
+    assert len(steps) == len(made) == 3 + 3 * len(forgetting.WAYS)
     assert "+criterion.classification_head_name=cola" in steps["old.1"].command
     last, slots = args.dest / "old.1/checkpoint_last.pt", args.dest / "list.1/slots.json"
     for way, (_, listed, frozen) in forgetting.WAYS.items():
@@ -45,15 +45,16 @@ def test_each_way_goes_on_from_the_old_task_and_keeps_its_head(forgetting, args)
         assert f"task.pkm_freeze_rest={str(frozen).lower()}" in command
         assert f"optimization.lr=[{0.5 if frozen else 0.1}]" in command
         assert ("list.1" in steps[f"{way}.1"].needs) == listed
-        score = steps[f"{way}.1.score"]
-        assert score.command[score.command.index("--classification-head-name") + 1] == "cola"
-        assert score.command[1] == str(args.old)
+        for side, head in (("old", "cola"), ("new", "rte")):
+            score = steps[f"{way}.1.{side}.score"].command
+            assert score[score.index("--classification-head-name") + 1] == head
+            assert score[1] == str(getattr(args, side))
 
 
 def test_on_text_each_way_goes_on_from_the_checkpoint_and_both_are_scored_before(forgetting, args):
     args.old, args.new, args.new_updates = Path("text"), Path("other"), 50
     steps = {step.name: step for step in forgetting.make_steps(args)}
-    assert len(steps) == 2 + 1 + 2 * len(forgetting.WAYS)
+    assert len(steps) == 2 + 1 + 3 * len(forgetting.WAYS)
     for side in ("old", "new"):
         command = steps[f"{side}.score"].command
         assert command[1] == str(getattr(args, side))
@@ -64,26 +65,29 @@ def test_on_text_each_way_goes_on_from_the_checkpoint_and_both_are_scored_before
         assert {"checkpoint.finetune_from_model=c.pt", "task.data=other"} < set(command)
         assert {"task.tokens_per_sample=32", "lr_scheduler.warmup_updates=3"} < set(command)
         assert not any("head" in part for part in command if part.startswith("+"))
-        assert steps[f"{way}.1.score"].command[1] == "text"
+        assert [steps[f"{way}.1.{side}.score"].command[1] for side in ("old", "new")] == [
+            *("text", "other")
+        ]
+
+
+def write_log(args, name, text):
+    (args.dest / name).mkdir()
+    (args.dest / name / "log").write_text(text)
 
 
 def write_logs(args, forgetting, metric):
-    """Writes what the steps print of 200 a seed before, 100 a seed after, 60 and the seed new."""
+    """Writes what the steps print: 200 a seed before, 100 a seed after, 60 and the seed new."""
     for seed in args.seeds:
-        for name in ("old", "new", *forgetting.WAYS):
-            folder = args.dest / f"{name}.{seed}"
-            folder.mkdir()
-            log = (
+        write_log(args, f"old.{seed}.score", f'"valid_{metric["old"]}": "{200 * seed}"')
+        for way in forgetting.WAYS:
+            trained = (
                 f"num. shared model params: 2,000 (num. trained: 1,0{seed}0)\n"
                 "num. expert model params: 0 (num. trained: 0)\n"
-                f'"valid_{metric["new"]}": "50"\n"valid_{metric["new"]}": "6{seed}"'
             )
-            (folder / "log").write_text(log)
-            scored = args.dest / f"{name}.{seed}.score"
-            scored.mkdir()
-            (scored / "log").write_text(
-                f'"valid_{metric["old"]}": "{(2 if name == "old" else 1) * seed * 100}"'
-            )
+            write_log(args, f"{way}.{seed}", trained)
+            for side, value in (("old", 100 * seed), ("new", 60 + seed)):
+                text = f'"valid_{metric[side]}": "50"\n"valid_{metric[side]}": "{value}"'
+                write_log(args, f"{way}.{seed}.{side}.score", text)
 
 
 def test_the_table_has_the_medians_of_gain_and_loss(forgetting, args):
@@ -102,8 +106,7 @@ def test_the_table_of_text_has_what_it_was_before(forgetting, args):
     args.old, args.new = Path("text"), Path("other")
     write_logs(args, forgetting, {"old": "ppl", "new": "ppl"})
     for side, ppl in (("old", 120), ("new", 300.25)):
-        (args.dest / f"{side}.score").mkdir()
-        (args.dest / f"{side}.score/log").write_text(f'"valid_ppl": "{ppl}"')
+        write_log(args, f"{side}.score", f'"valid_ppl": "{ppl}"')
     ways = {way: forgetting.read_way(args, way) for way in forgetting.WAYS}
     results = {"old": forgetting.title_of(args.old), "new": forgetting.title_of(args.new)}
     header, _, first, *_ = forgetting.make_table({**results, "ways": ways}).splitlines()
