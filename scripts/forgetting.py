@@ -95,6 +95,15 @@ def parse_args():
     parser.add_argument(
         "--frozen-lr", type=float, help="learning rate where all else is frozen (default: the same)"
     )
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=[*WAYS],
+        help="what to train: "
+        + "; ".join(f"{way}, {title}" for way, (title, *_) in WAYS.items())
+        + " (default: each)",
+    )
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     return parser.parse_intermixed_args()
 
@@ -142,7 +151,7 @@ def run(args):
         "old": title_of(args.old),
         "new": title_of(args.new),
         "steps": {step.name: runner.done(step.name) for step in steps},
-        "ways": {way: read_way(args, way) for way in WAYS},
+        "ways": {way: read_way(args, way) for way in args.ways},
     }
     write_whole(args.dest / "results.json", json.dumps(results, indent=1) + "\n")
     table = make_table(results)
@@ -187,8 +196,10 @@ def make_steps(args):
             *("--background", *args.background, "--count", args.count, "--dest", slots),
             *("--batch-size", args.slots_batch_size, *flags({"cpu": args.cpu})),
         )
-        steps.append(Step(slots.parent.name, "slots", tuple(map(str, command)), needs))
-        for way, (_, listed, frozen) in WAYS.items():
+        if any(WAYS[way][1] for way in args.ways):
+            steps.append(Step(slots.parent.name, "slots", tuple(map(str, command)), needs))
+        for way in args.ways:
+            _, listed, frozen = WAYS[way]
             options = {"task.pkm_freeze_rest": frozen, "checkpoint.finetune_from_model": start}
             if not is_text(args.new):
                 options["+model.load_checkpoint_heads"] = True

@@ -16,7 +16,7 @@ def forgetting(monkeypatch):
 
 
 @pytest.fixture
-def args(tmp_path):
+def args(forgetting, tmp_path):
     old, new = tmp_path / "CoLA-bin", tmp_path / "RTE-bin"
     for folder in (old, new):
         (folder / "input0").mkdir(parents=True)
@@ -24,6 +24,7 @@ def args(tmp_path):
         **{"checkpoint": Path("c.pt"), "old": old, "new": new, "background": [Path("text")]},
         **{"dest": tmp_path, "count": 5, "slots_batch_size": 1, "seeds": [1], "cpu": True},
         **{"old_updates": 4, "new_updates": None, "frozen_lr": 0.5},
+        ways=[*forgetting.WAYS],
         model={"pkm_layers": [2], "encoder_layers": 4, "max_positions": 128},
         text={"tokens_per_sample": 32, "sample_break_mode": "none"},
         overrides=["optimization.lr=[0.1]"],
@@ -49,6 +50,15 @@ def test_each_way_goes_on_from_the_old_task_and_keeps_its_head(forgetting, args)
             score = steps[f"{way}.1.{side}.score"].command
             assert score[score.index("--classification-head-name") + 1] == head
             assert score[1] == str(getattr(args, side))
+
+
+def test_ways_can_be_chosen_and_a_list_of_slots_is_made_where_one_is_needed(forgetting, args):
+    for ways in (["full"], ["frozen-values", "full"], ["frozen-slots"]):
+        args.ways = ways
+        names = [step.name for step in forgetting.make_steps(args)]
+        assert [way for way in ways if f"{way}.1" in names] == ways
+        assert len(names) == 2 + 3 * len(ways) + (ways == ["frozen-slots"])
+        assert ("list.1" in names) == (ways == ["frozen-slots"])
 
 
 def test_on_text_each_way_goes_on_from_the_checkpoint_and_both_are_scored_before(forgetting, args):
