@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+from fairseq.dataclass.configs import CommonConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf import OmegaConf, open_dict
 
 import pkm_fairseq.models  # noqa: F401 - registers the architectures
@@ -50,6 +53,33 @@ def test_a_full_size_config_has_the_memory_of_its_architecture(name):
     preset = OmegaConf.create({"max_positions": 512})
     ARCH_CONFIG_REGISTRY[model._name](preset)
     assert given == PKMConfig.from_args(preset)
+
+
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_a_full_size_config_trains_in_a_half_precision_that_its_optimizer_takes(name, monkeypatch):
+    given = OmegaConf.load(EXAMPLES / "pretraining" / f"{name}.yaml")
+    outside = {"amp": False, "zero_sharding": "none", "store_ema": False, "use_bmuf": False}
+    optimizer = {**OmegaConf.to_container(given.optimizer), **outside, "lr": given.optimization.lr}
+    common = {**vars(CommonConfig()), **OmegaConf.to_container(given.common)}
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # for want of a GPU
+    values = torch.nn.Parameter(torch.ones(3, 2, dtype=torch.half))
+    values.param_group = "pkm_values"
+
+    def build(**changes):
+        config = {
+            "common": {**common, **changes},
+            "optimizer": optimizer,
+            "optimization": given.optimization,
+            "distributed_training": {"distributed_world_size": 1},
+        }
+        return FP16Optimizer.build_optimizer(OmegaConf.create(config), [values])
+
+    build()
+    with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
+        build(fp16_no_flatten_grads=False)
+    optimizer.update(pkm_values_lr=None, pkm_values_lr_scheduled=False)
+    with pytest.raises(RuntimeError, match="--fp16-no-flatten-grads"):
+        build(fp16_no_flatten_grads=False)
 
 
 @pytest.mark.parametrize("name", ["base", "large"])

@@ -21,7 +21,7 @@ class LazyAdam(torch.optim.Optimizer):
 
     # What fairseq asks of an optimizer.
     supports_memory_efficient_fp16 = True
-    supports_flat_params = True
+    supports_flat_params = False  # in one flat parameter values would be as all else
     disable_mem_eff_fp16_loading_hack = True
 
     def __init__(
