@@ -67,6 +67,7 @@ class UsageMonitor:
         self._tables = {}  # layer -> what names its table of values
         self._sizes = {}  # layer -> heads and slots
         self._window = {}  # layer -> counts, (3, H, S), or (3, 1, S) for all heads together
+        self._window_batches = 0  # that it counts
         self._window_figures = {}
         self._before = {}  # set -> _sizes and _best when it was last validated
         self.begin_set(None)
@@ -83,13 +84,22 @@ class UsageMonitor:
         with observe_reads(memories) as reads:
             yield
         self._count(self._window, memories, reads, counted)
+        self._window_batches += counted
 
     def end_window(self):
         """Computes the figures of the window, and begins the next."""
         counts = _add_up_workers(self._window)
+        # A memory may have been there and read nothing: relu may give no slot a weight.
+        batches = _add_up_workers(
+            {
+                layer: torch.tensor(self._window_batches, device=of_layer.device)
+                for layer, of_layer in self._window.items()
+            }
+        )
         self._window.clear()
+        self._window_batches = 0
         self._window_figures = {}
-        if any(of_layer.any() for of_layer in counts.values()):
+        if any(batches.values()):
             self._window_figures = self._of_each_scope(counts, _window_figures)
 
     def begin_set(self, name, drift_examples=frozenset(), others=()):

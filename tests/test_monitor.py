@@ -95,10 +95,16 @@ def redraw_subkeys(model, layer=1):
 @pytest.mark.parametrize("weights", ["softmax", "relu", "sigmoid"])
 def test_figures_are_those_of_all_that_was_read_and_padding_reads_nothing(weights):
     model = make_memory_model(pkm_weights=weights, pkm_score="cosine")
+    memory = model.memories()[1]
+    memory.subkeys.data.abs_()  # so that some scores are below 0
+    memory.query.bias.data -= 1
     sentences = Sentences(draw_tokens(6, 9), lengths=[9, 3, 1, 5, 2, 7])
     figures = validate(UsageMonitor(), model, sentences, (0, 1, 2), (3, 4), (5,))
+    is_relu = weights == "relu"
     slots, weights = reads_of(model, sentences.tokens)
     assert len(slots) == 27
+    assert weights.any()
+    assert weights.all() != is_relu
     assert_figures(figures, slots, weights)
     assert_figures(figures, slots, weights, "pkm_l1_")
 
@@ -208,6 +214,18 @@ def test_each_set_is_logged_with_the_window_before_the_validation():
     first = validate(monitor, model, sentences, name="valid")
     second = validate(monitor, model, sentences, name="valid1")
     assert first["pkm_stale_top1"] == second["pkm_stale_top1"]
+
+
+def test_a_memory_that_gives_all_slots_no_weight_is_all_stale():
+    model = make_memory_model(pkm_weights="relu", pkm_query_norm="none")
+    memory = model.memories()[1]
+    memory.subkeys.data.abs_()
+    memory.query.bias.data -= 100
+    monitor = UsageMonitor()
+    train(monitor, model, draw_tokens(2, 5))
+    monitor.end_window()
+    figures = validate(monitor, model, Sentences(draw_tokens(2, 5)))
+    assert figures["pkm_stale_top1"] == figures["pkm_stale_topk"] == 1
 
 
 def test_validating_does_not_count_into_the_window_nor_training_into_the_set():
