@@ -136,6 +136,9 @@ class PKMRobertaModel(RobertaModel):
             raise ValueError(
                 "the checkpoint was trained otherwise: remove --encoder-normalize-before"
             )
+        for key in [key for key in state_dict if key.endswith((".search.relu", ".search.sigmoid"))]:
+            # So were they called while values, and not weights, were divided by top-k.
+            state_dict[f"{key}_scale"] = torch.ones_like(state_dict.pop(key))
         model = self.state_dict()
         for scales in (key for key in model if key.endswith(".pkm.values.scales")):
             weight = scales.replace(".scales", ".weight")

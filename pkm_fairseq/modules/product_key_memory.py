@@ -237,10 +237,7 @@ class ProductKeySearch(nn.Module):
         weights, slots = search(query, subkeys, self.topk, softmax)
         if not softmax:
             weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
-            if self.weights == "relu":
-                weights = weights.relu() * self.relu_scale
-            else:
-                weights = weights.sigmoid() * self.sigmoid_scale
+            weights = getattr(weights, self.weights)() * getattr(self, f"{self.weights}_scale")
         return slots, weights  # (T, H, K) each
 
     def _search_kept(self, query, subkeys, k, softmax):

@@ -40,7 +40,7 @@ class QueryBatchNorm(nn.Module):
 class CosineScores(nn.Module):
     """Scales queries and sub-keys so that their dot products are cosines times a temperature.
 
-    Each head has its own (the qk-normalisation of Berges et al. 2024, section 3).
+    Each head has its own (Henry et al. 2020, arXiv 2010.04245).
     """
 
     def __init__(self, heads, eps=1e-6):
@@ -51,8 +51,8 @@ class CosineScores(nn.Module):
     def forward(self, query, subkeys):
         """Returns ``query``, (T, H, 2, Q), and ``subkeys``, (H, 2, N, Q), as scaled."""
         temperature = self.log_temperature.float().exp() * (query.shape[-1] / 3) ** 0.5  # (H,)
-        scaled = self._unit(query) * temperature.view(-1, 1, 1)
-        return scaled.to(query.dtype), self._unit(subkeys).to(subkeys.dtype)
+        scaled = self._unit(subkeys) * temperature.view(-1, 1, 1, 1)
+        return self._unit(query).to(query.dtype), scaled.to(subkeys.dtype)
 
     def _unit(self, vectors):
         vectors = vectors.float()
@@ -90,12 +90,10 @@ class ProductKeySearch(nn.Module):
         return slots.flatten(-2).gather(-1, places), self._weigh(scores.float())
 
     def _weigh(self, scores):
-        """Turns scores to weights: the last two after Csordás et al. 2023, arXiv 2310.10837."""
+        """Turns scores to weights; by themselves as in Csordás et al. 2023, arXiv 2310.10837."""
         if self.weights == "softmax":
             return scores.softmax(-1)
-        if self.weights == "relu":
-            return scores.relu() * self.relu_scale
-        return scores.sigmoid() * self.sigmoid_scale
+        return getattr(scores, self.weights)() * getattr(self, f"{self.weights}_scale")
 
 
 class Gate(nn.Module):

@@ -96,8 +96,11 @@ def test_a_published_checkpoint_comes_through_the_same_doors(
 def test_a_script_gives_a_checkpoint_memories(dense, published, data, tmp_path):
     folder, loss = dense
     script = ["python", ROOT / "scripts/add_memory.py", published, "--dest", tmp_path / "new.pt"]
-    refused = run(*script, "--pkm-layers", 2, fails=True)
-    assert refused.splitlines()[-1].startswith("error: --pkm-layers 2 does not exist")
+    for wrong, message in (
+        (("--pkm-layers", 2), "error: --pkm-layers 2 does not exist"),
+        (("--pkm-layers", 1, "--pkm-table-dtype", "int8"), "error: --pkm-table-dtype is for"),
+    ):
+        assert run(*script, *wrong, fails=True).splitlines()[-1].startswith(message)
     assert not list(tmp_path.iterdir())
     forms = {
         **{"pkm-gate": "silu", "pkm-score": "cosine", "pkm-weights": "relu"},

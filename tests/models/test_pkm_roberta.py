@@ -420,6 +420,18 @@ def test_a_checkpoint_from_before_the_later_forms_comes_back_as_it_was():
     assert torch.equal(loaded(tokens)[0], model(tokens)[0])
 
 
+@pytest.mark.parametrize("weights", ["relu", "sigmoid"])
+def test_a_checkpoint_whose_values_were_divided_by_topk_reads_as_it_did(weights):
+    model, loaded = (make_memory_model(pkm_weights=weights).eval() for _ in range(2))
+    memory = "encoder.sentence_encoder.layers.1.pkm."
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state[f"{memory}values.weight"] *= state.pop(f"{memory}search.{weights}_scale")
+    state[f"{memory}search.{weights}"] = torch.zeros(1)
+    loaded.load_state_dict(state)
+    tokens = draw_tokens(3, 7)
+    assert_close(loaded(tokens)[0], model(tokens)[0])
+
+
 def test_every_option_goes_into_the_checkpoint():
     args = make_memory_model(pkm_heads=3).args
     assert PKMConfig.from_args(args) == PKMConfig(

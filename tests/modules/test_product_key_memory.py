@@ -341,6 +341,16 @@ def test_cosines_are_of_length_one_whatever_the_lengths_and_a_zero_vector_scores
     torch.testing.assert_close(weights.double(), expected[1], rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("weights", ["relu", "sigmoid"])
+def test_weights_by_themselves_are_the_same_with_another_topk(weights):
+    memory, other = (make_memory(weights=weights, topk=topk).eval() for topk in (3, 2))
+    other.load_state_dict(memory.state_dict())
+    query = torch.randn(5, 2, 2, 4, dtype=torch.float64)
+    (slots, expected), found = (of.search(query, of.subkeys) for of in (memory, other))
+    assert torch.equal(found[0], slots[..., :2])
+    assert_close(found[1], expected[..., :2])
+
+
 @pytest.mark.parametrize("options", [{}, {"heads_merge": "concat", "gate": "silu"}])
 def test_relu_reads_nothing_where_no_score_is_positive(options):
     memory = make_memory(weights="relu", **options)
