@@ -43,17 +43,17 @@ def best_slots(scores, count):
     return best[scores[best] > 0].sort().values
 
 
-def write_slots(path, tables, slots_total, **origin):
+def write_slots(path, tables, sizes, **origin):
     """Writes a list of slots as JSON.
 
     Args:
         path: where to.
         tables: a dict from the layers that read a table to its slots, (R,).
-        slots_total: slots of each table.
+        sizes: a dict from the same layers to number of slots.
         origin: what else to write down, as JSON can hold it.
     """
     lists = [
-        {"layers": list(layers), "slots_total": slots_total, "slots": slots.tolist()}
+        {"layers": list(layers), "slots_total": sizes[layers], "slots": slots.tolist()}
         for layers, slots in tables.items()
     ]
     write_whole(path, json.dumps({"pkm_slots": lists, **origin}) + "\n")
@@ -76,9 +76,11 @@ def read_slots(path, sizes):
         with open(path) as file:
             lists = json.load(file)["pkm_slots"]
         found = {tuple(of["layers"]): (of["slots_total"], of["slots"]) for of in lists}
+        if len(found) < len(lists):
+            raise ValueError("lists the same layers twice")
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             "is no list of slots: make one with python -m pkm_fairseq.slots"
         ) from error

@@ -61,7 +61,10 @@ def parse_args():
         help="batches of each background, at random, at most (default: 1000)",
     )
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.dest.is_dir():
+        parser.error(f"--dest {args.dest} is a folder: name a file")
+    return args
 
 
 def list_slots(args):
@@ -72,18 +75,20 @@ def list_slots(args):
     device = device_for(args)
     model = checkpoint.model.to(device).eval()
 
-    def count(folder, task, most=None):
+    # First all data, so that a wrong folder is refused before the work.
+    data = {args.data: DataSet(checkpoint.task, args.subset, args.batch_size, model, device)}
+    for folder in {*args.background} - {args.data}:
+        task = task_for(folder, checkpoint.cfg)
         if task.source_dictionary != checkpoint.task.source_dictionary:
             raise ValueError(
                 f"{folder} has another dict.txt than {args.data}: prepare it with that"
             )
-        data = DataSet(task, args.subset, args.batch_size, model, device)
-        return count_accesses(model, data, str(folder), most)
-
-    # First the backgrounds' tasks, so that a wrong folder is refused before the work.
-    tasks = {folder: task_for(folder, checkpoint.cfg) for folder in args.background}
-    new, _ = count(args.data, checkpoint.task)
-    found = [count(folder, task, args.background_batches) for folder, task in tasks.items()]
+        data[folder] = DataSet(task, args.subset, args.batch_size, model, device)
+    new, _ = count_accesses(model, data[args.data], str(args.data))
+    found = [
+        count_accesses(model, data[folder], str(folder), args.background_batches)
+        for folder in args.background
+    ]
     batches = sum(of_folder for _, of_folder in found)
     tables, lines = {}, []
     for layers, (accesses, _) in new.items():
@@ -91,7 +96,10 @@ def list_slots(args):
         slots = best_slots(tf_idf(accesses, batches_with, batches), args.count)
         name = "+".join(map(str, layers))
         if not len(slots):
-            raise ValueError(f"the new data access no slot of layer {name} that is worth training")
+            raise ValueError(
+                f"the new data access no slot of layer {name} that is worth training: all are in "
+                "each batch of the background; lower --batch-size"
+            )
         tables[layers] = slots
         lines.append(
             f"layer {name}: {len(slots):,} of {len(accesses):,} slots "
@@ -108,7 +116,8 @@ def list_slots(args):
         "batch_size": args.batch_size,
     }
     args.dest.parent.mkdir(parents=True, exist_ok=True)
-    write_slots(args.dest, tables, len(accesses), **origin)
+    sizes = {layers: len(accesses) for layers, (accesses, _) in new.items()}
+    write_slots(args.dest, tables, sizes, **origin)
     print(*lines, f"wrote {args.dest}", sep="\n")
 
 
@@ -130,8 +139,7 @@ def task_for(folder, cfg):
         options = {**OmegaConf.to_container(cfg.task)}
     elif of_glue:
         options = {
-            **{"_name": "pkm_sentence_prediction", "num_classes": 2, "regression_target": False},
-            **{"classification_head_name": "head", "init_token": 0, "separator_token": 2},
+            **{"_name": "pkm_sentence_prediction", "init_token": 0, "separator_token": 2},
             **{"max_positions": positions, "seed": cfg.common.seed},
         }
     else:
@@ -140,7 +148,9 @@ def task_for(folder, cfg):
             **{"tokens_per_sample": positions, "seed": cfg.common.seed},
         }
     if of_glue:
-        options["shorten_method"] = "truncate"  # else a long sentence ends the work
+        # A long sentence would end the work; labels, numbers or classes, are not looked at.
+        options.update(shorten_method="truncate", regression_target=True, num_classes=1)
+        options.update(classification_head_name="none")
     return setup_task(OmegaConf.create({**options, "data": str(folder)}))
 
 
@@ -167,7 +177,10 @@ def count_accesses(model, data, title, most=None):
         with observe_reads(model.memories()) as reads:
             model(**batch["net_input"], features_only=True)
         for layers, of_table in counts.items():
-            slots = torch.cat([slots.flatten() for layer in layers for slots, _ in reads[layer]])
+            # What relu gives no weight was not read.
+            slots = torch.cat(
+                [slots[weights > 0] for layer in layers for slots, weights in reads[layer]]
+            )
             accesses = slots.bincount(minlength=of_table.shape[1])
             of_table += torch.stack([accesses, (accesses > 0).long()])
         batches += 1

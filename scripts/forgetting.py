@@ -122,6 +122,15 @@ def run(args):
         raise ValueError("text has no number of updates of its own: add --new-updates")
     if is_text(args.old) and args.old_updates:
         raise ValueError("text is not trained on before: remove --old-updates")
+    for side in () if is_text(args.new) else SIDES:
+        if glue_config(task_of(getattr(args, side))).task.num_classes == 1:
+            raise ValueError(f"--{side} {getattr(args, side)} is scored by numbers: choose classes")
+    for name in ("count", "slots_batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} is below 1")
+    for override in args.overrides:
+        if "=" not in override:
+            raise ValueError(f"{override} changes nothing: write NAME=VALUE")
     args.dest.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)  # as fairseq's --user-dir wants it
 
@@ -175,6 +184,8 @@ def read_model(checkpoint):
         OmegaConf.to_container(part) if OmegaConf.is_config(part) else vars(part)
         for part in (cfg.model, cfg.task)
     )
+    if not memory["pkm_layers"]:
+        raise ValueError(f"{checkpoint} has no memory")
     options = {name: model[name] for name in ROBERTA}
     options.update((name, memory[name]) for name in memory if name.startswith("pkm_"))
     return options, {name: task[name] for name in TEXT if name in task}
@@ -223,7 +234,8 @@ def train(args, name, data, seed, updates, more=(), needs=()):
         known = OmegaConf.load(PRETRAINING_CONFIG)
         options = {
             **{f"task.{option}": value for option, value in args.text.items()},
-            "common.fp16": not args.cpu,
+            "common.fp16": False,
+            "common.memory_efficient_fp16": not args.cpu,
             "optimization.update_freq": [1],
             "lr_scheduler.warmup_updates": round(WARMUP * updates),
             # As all else, or a learning rate for the frozen would not act.

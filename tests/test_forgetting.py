@@ -131,11 +131,15 @@ def test_the_table_of_text_has_what_it_was_before(forgetting, args):
         ({"old": "text", "new": "text"}, "add --new-updates"),
         ({"old": "text", "new": "text", "new_updates": 5}, "remove --old-updates"),
         ({"checkpoint": "none.pt"}, "none.pt does not exist"),
+        ({"count": 0}, "--count 0 is below 1"),
+        ({"overrides": ["lr"]}, "lr changes nothing: write NAME=VALUE"),
+        ({"new": "STS-B-bin"}, "STS-B-bin is scored by numbers: choose classes"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(forgetting, args, changes, message):
     args.background, args.checkpoint = [args.old], args.old
     (args.dest / "text").mkdir()
+    (args.dest / "STS-B-bin/input0").mkdir(parents=True)
     for name, value in changes.items():
         setattr(args, name, args.dest / value if isinstance(value, str) else value)
     with pytest.raises(ValueError, match=message):

@@ -29,7 +29,7 @@ def test_the_best_slots_are_listed_in_their_order_and_none_that_score_nothing(co
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "slots.json"
-    write_slots(path, LISTS, 9, data="new")
+    write_slots(path, LISTS, SIZES, data="new")
     found = read_slots(path, SIZES)
     assert {layers: slots.tolist() for layers, slots in found.items()} == {
         (1,): [0, 8],
@@ -55,11 +55,12 @@ def test_what_is_written_is_read(tmp_path):
         ({"slots": [True]}, "what is no slot"),
         ({"slots": [1, 1]}, "a slot of layer 1 twice"),
         ({"layers": 3}, "is no list of slots"),
+        ({"layers": [2, 4]}, "is no list of slots"),
     ],
 )
 def test_a_list_of_another_memory_is_refused(tmp_path, change, message):
     path = tmp_path / "slots.json"
-    write_slots(path, LISTS, 9)
+    write_slots(path, LISTS, SIZES)
     content = json.loads(path.read_text())
     content["pkm_slots"][0].update(change)
     path.write_text(json.dumps(content))

@@ -217,16 +217,18 @@ class PKMRobertaModel(RobertaModel):
             head: name of the classification head, None for none.
 
         Raises:
-            ValueError: if an option of RoBERTa cannot do without the rest's gradients, or the
-                tables are kept in fewer bits, for evaluation.
+            ValueError: if an option of RoBERTa needs all to be trained, or the tables are kept in
+                fewer bits, for evaluation.
         """
         self._refuse_compact_tables()
-        for option in ("checkpoint_activations", "encoder_layerdrop"):
+        refused = {
+            "checkpoint_activations": "fails where a layer has nothing to train",
+            "encoder_layerdrop": "fails where a layer has nothing to train",
+            "quant_noise_pq": "overwrites weights, and nothing mends those that are frozen",
+        }
+        for option, reason in refused.items():
             if safe_getattr(self.args, option):
-                raise ValueError(
-                    f"{flag(option)} fails where a layer has nothing to train: leave it or "
-                    "--pkm-freeze-rest out"
-                )
+                raise ValueError(f"{flag(option)} {reason}: leave it or --pkm-freeze-rest out")
         trained = {id(table.trained) for table in self.tables().values()}
         for name, param in self.named_parameters():
             if id(param) not in trained and not name.startswith(f"classification_heads.{head}."):

@@ -7,6 +7,7 @@ from torch import nn
 
 from pkm_fairseq.ops import (
     KeptDenseGradient,
+    KeptMemory,
     KeptSparseGradient,
     compact_bag,
     gradient_of_rows,
@@ -84,6 +85,7 @@ class ValueTable(nn.Module):
             places=self._places,
             rows=len(self.rows),
             sparse=self.grad == "sparse",
+            room=self._room,
         )
         return weighted_bag(self.weight, slots, weights, make_gradient, self.rows)
 
@@ -97,6 +99,8 @@ class ValueTable(nn.Module):
         Args:
             slots: which rows, (R,), int64, ascending.
         """
+        self._merge()
+        self._room = KeptMemory()
         slots = slots.to(self.weight.device)
         places = slots.new_full((len(self.weight),), -1)
         places[slots] = torch.arange(len(slots), device=slots.device)

@@ -6,6 +6,7 @@ from .row_adam import new_row_state, row_adam_
 from .sharded_bag import sharded_bag
 from .weighted_bag import (
     KeptDenseGradient,
+    KeptMemory,
     KeptSparseGradient,
     compact_bag,
     gradient_of_rows,
@@ -16,6 +17,7 @@ from .weighted_bag import (
 
 __all__ = [
     "KeptDenseGradient",
+    "KeptMemory",
     "KeptSparseGradient",
     "compact_bag",
     "gradient_of_rows",

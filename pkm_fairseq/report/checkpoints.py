@@ -57,7 +57,7 @@ def open_checkpoint(path, data, make_task=None):
     except FileNotFoundError as error:
         raise ValueError(f"{data} is not data for the task of {file}: {error}") from error
     if not getattr(model, "memories", dict)():
-        raise ValueError(f"{file} has no memory to report on")
+        raise ValueError(f"{file} has no memory")
     history = state.get("optimizer_history") or [{}]
     # A folder may have been moved: what lies beside the checkpoint comes first.
     logdirs = [file.parent / "tensorboard"]

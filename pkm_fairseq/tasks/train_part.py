@@ -1,5 +1,6 @@
 """What all tasks share: training a part of the model, chosen slots of its memories above all."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -8,8 +9,10 @@ from fairseq.tasks import FairseqTask
 
 from pkm_fairseq.slot_lists import digest, read_slots
 
-# Under this name the optimizer's state says which list of slots it is of.
-STATE_NAME = "pkm_train_slots"
+# Under this name the optimizer's state says which part of the model it is of.
+STATE_NAME = "pkm_trained_part"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -35,7 +38,7 @@ class TrainPartConfig(FairseqDataclass):
 class TrainPartTask(FairseqTask):
     """Trains the part of the model that the options say (Lin et al. 2025, arXiv 2510.15103)."""
 
-    _list = None  # what tells the list of slots from others, if there is one
+    _part = None  # what tells the part that is trained from others, if it is not all
 
     def build_model(self, cfg, from_checkpoint=False):
         """Builds the model and chooses what of it is trained.
@@ -64,22 +67,27 @@ class TrainPartTask(FairseqTask):
             except ValueError as error:
                 raise ValueError(f"--pkm-train-slots {path} {error}") from error
             model.train_slots(slots)
-            self._list = digest(slots)
+            for layers, listed in slots.items():
+                at = "+".join(map(str, layers))
+                logger.info("training %d of %d slots of layer %s", len(listed), sizes[layers], at)
+        self._part = f"{digest(slots) if path else 'all'} {'frozen' if freeze else 'trained'}"
         if freeze:
             model.freeze_rest(getattr(self.cfg, "classification_head_name", None))
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        """Does what fairseq's task does, once it is clear that the optimizer is of the same list.
+        """Does what fairseq's task does, once it is clear that the optimizer is of the same part.
 
         Raises:
             ValueError: if a run is resumed with another one.
         """
-        group = next(iter(optimizer.param_groups))
-        if self._list and not update_num:
-            group[STATE_NAME] = self._list
-        if group.get(STATE_NAME) != self._list:
+        # Of fairseq's wrappers for half precision not all have the groups.
+        inner = getattr(optimizer, "fp32_optimizer", getattr(optimizer, "wrapped_optimizer", None))
+        group = next(iter((inner or optimizer).param_groups))
+        if self._part and not update_num:
+            group[STATE_NAME] = self._part
+        if group.get(STATE_NAME) != self._part:
             raise ValueError(
-                "the checkpoint's optimizer is of another --pkm-train-slots: give the list that it "
-                "was trained with, or forget its state with --reset-optimizer"
+                "the checkpoint's optimizer is of another --pkm-train-slots or --pkm-freeze-rest: "
+                "give those that it was trained with, or forget its state with --reset-optimizer"
             )
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)

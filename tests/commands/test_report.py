@@ -175,7 +175,7 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line(
         ([data, tmp_path / "none.pt"], f"there is no checkpoint {tmp_path}/none.pt"),
         ([data, tmp_path / "empty"], f"there is no checkpoint in {tmp_path}/empty yet"),
         ([data, truncated], f"{truncated} cannot be read: "),
-        ([data, dense], "has no memory to report on"),
+        ([data, dense], "has no memory"),
         ([tmp_path, folder], f"{tmp_path} is not data for the task of"),
         ([data, folder, "--subset", "dev"], "--subset dev cannot be read: "),
         ([data, folder, "--batch-size", "0"], "argument --batch-size: 0 is below 1"),

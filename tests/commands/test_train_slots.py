@@ -68,6 +68,7 @@ def test_the_list_is_that_of_the_accesses(start, slots, data):
         for layer in read:
             ((of_batch, _),) = reads[layer]
             read[layer].append(of_batch.flatten().numpy())
+    assert json.loads(slots[0].read_text())["background_batches"] == 2 * len(batches)
     for layer, of_layer in read.items():
         accesses = np.bincount(np.concatenate(of_layer), minlength=256)
         # Twice the same background is twice as many batches.
@@ -114,7 +115,10 @@ def test_all_other_rows_stay_and_a_resumed_run_ends_bit_identical(data, start, s
     other = tmp_path / "other.json"
     other.write_text(slots[0].read_text().replace(f"[{slots[1][0][0]}, ", "[", 1))
     for changed, message in (
-        ({"pkm-train-slots": other}, "is of another --pkm-train-slots"),
+        (
+            {"pkm-train-slots": other},
+            "is of another --pkm-train-slots or --pkm-freeze-rest: give those",
+        ),
         ({"pkm-freeze-rest": None}, "give --pkm-freeze-rest and --pkm-train-slots as it was"),
     ):
         command = train(data, start, slots, half.parent, **options, **changed)
@@ -137,7 +141,7 @@ def test_with_the_rest_frozen_nothing_else_changes_whatever_the_optimizer(
     assert_same_state(after, before)
 
 
-def test_what_cannot_be_listed_is_refused_in_one_line(start, data, tmp_path, monkeypatch):
+def test_what_cannot_be_listed_is_refused_in_one_line(start, data, tmp_path, monkeypatch, capsys):
     for folder, extra, message in (
         (tmp_path, (), f"{tmp_path} is no folder of binary data"),
         (data, ("--subset", "dev"), "--subset dev cannot be read"),
@@ -146,3 +150,6 @@ def test_what_cannot_be_listed_is_refused_in_one_line(start, data, tmp_path, mon
         with pytest.raises(SystemExit, match=f"error: {message}"):
             list_slots(monkeypatch, start, folder, tmp_path / "slots.json", *extra)
     assert not (tmp_path / "slots.json").exists()
+    with pytest.raises(SystemExit):
+        list_slots(monkeypatch, start, data, tmp_path)
+    assert f"--dest {tmp_path} is a folder: name a file" in capsys.readouterr().err

@@ -1,14 +1,17 @@
 """Training listed slots alone, and nothing but values; through the commands in tests/commands."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq.dataclass.configs import EMAConfig
 from fairseq.models.ema.ema import EMA
+from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
 
 from pkm_fairseq.optim import PKMAdam, PKMAdamConfig
+from pkm_fairseq.tasks.train_part import TrainPartTask
 from tests.commands.commands import assert_same_state
 from tests.models.tiny import draw_tokens, make_memory_model
 from tests.tolerances import assert_close
@@ -167,8 +170,26 @@ def test_frozen_query_norm_normalises_as_in_evaluation_and_dropout_goes_on():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("option", ["checkpoint_activations", "encoder_layerdrop"])
-def test_what_needs_gradients_in_each_layer_is_refused_with_the_rest_frozen(option):
-    model = make_memory_model(**{option: 1})
+@pytest.mark.parametrize(
+    "option", ["checkpoint_activations", "encoder_layerdrop", "quant_noise_pq"]
+)
+def test_what_needs_all_to_be_trained_is_refused_with_the_rest_frozen(option):
+    model = make_memory_model()
+    setattr(model.args, option, 0.5)
     with pytest.raises(ValueError, match=f"--{option.replace('_', '-')}.*--pkm-freeze-rest"):
         model.freeze_rest()
+
+
+@pytest.mark.parametrize("wrapper", [None, "fp32_optimizer", "wrapped_optimizer"])
+def test_the_optimizer_of_another_part_is_refused_whatever_wraps_it(wrapper, monkeypatch):
+    optimizer = inner = SimpleNamespace(param_groups=[{}])
+    if wrapper:  # of which those around fairseq's composite optimizer have no groups
+        optimizer = SimpleNamespace(**{wrapper: inner})
+    monkeypatch.setattr(FairseqTask, "train_step", lambda *args: "trained")
+    task = TrainPartTask(None)
+    task._part = "some slots"
+    for update in (0, 1):
+        assert task.train_step(None, None, None, optimizer, update) == "trained"
+    task._part = "other slots"
+    with pytest.raises(ValueError, match="another --pkm-train-slots or --pkm-freeze-rest"):
+        task.train_step(None, None, None, optimizer, 2)

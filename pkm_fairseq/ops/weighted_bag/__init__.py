@@ -5,6 +5,7 @@ from pkm_fairseq.compiling import not_compiled
 from .compact import compact_bag, quantise_rows
 from .gradients import (
     KeptDenseGradient,
+    KeptMemory,
     KeptSparseGradient,
     WeightedBag,
     dense_gradient,
@@ -48,6 +49,7 @@ def weighted_bag(values, slots, weights, gradient=dense_gradient, rows=None):
 
 __all__ = [
     "KeptDenseGradient",
+    "KeptMemory",
     "KeptSparseGradient",
     "compact_bag",
     "gradient_of_rows",

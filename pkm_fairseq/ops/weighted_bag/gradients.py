@@ -119,7 +119,7 @@ def sparse_gradient(values, slots, weights, grad_output, room=None):
     return grad_values, grad_weights
 
 
-def gradient_of_rows(values, slots, weights, grad_output, *, places, rows, sparse):
+def gradient_of_rows(values, slots, weights, grad_output, *, places, rows, sparse, room):
     """Returns the gradient of some rows of a table alone, (rows, D), and that of the weights.
 
     Args:
@@ -127,11 +127,14 @@ def gradient_of_rows(values, slots, weights, grad_output, *, places, rows, spars
         places: for each row of the table its place among them, ascending, -1 if it is none, (S,).
         rows: how many they are.
         sparse: whether the gradient is sparse, with the touched ones ascending.
+        room: a ``KeptMemory`` for the gradients of all rows touched.
     """
     shape = rows, values.shape[1]
 
-    def gradient(*inputs):
-        touched, row_grads, grad_weights = touched_row_gradients(*inputs)
+    def gradient(values, slots, *inputs):
+        touched, row_grads, grad_weights = touched_row_gradients(
+            values, slots, *inputs, room=room.take(values, min(slots.numel(), len(values)))
+        )
         at = places[touched]
         listed = at >= 0
         at, row_grads = at[listed], row_grads[listed]
