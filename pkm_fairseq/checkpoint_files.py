@@ -100,7 +100,8 @@ def load_checkpoint(stock, cfg, trainer, **options):
     """Starts or resumes a training; mends a cut off ``checkpoint_last.pt`` before.
 
     Raises:
-        ValueError: if another part of the model was trained, naming the options.
+        ValueError: if it does not fit the model, or another part of it was trained, naming the
+            options.
     """
     # Without a suffix: shards can only be mended together.
     resumes = cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix
@@ -108,7 +109,10 @@ def load_checkpoint(stock, cfg, trainer, **options):
         mend(Path(cfg.save_dir, "checkpoint_last.pt"))
     try:
         return stock(cfg, trainer, **options)
-    except ValueError as error:
+    except Exception as error:
+        reason = error.__context__
+        if "Cannot load model parameters" in str(error) and isinstance(reason, ValueError):
+            raise ValueError(f"{str(error).split(';')[0]}: {reason}") from None
         if "parameter group" not in str(error):  # as torch's optimizers say it
             raise
         raise ValueError(

@@ -147,10 +147,18 @@ class ProductKeyMemory(nn.Module):
 
         Returns:
             What each token read, (..., D), zero for padding.
+
+        Raises:
+            ValueError: if ``padding_mask`` is not one number for each token.
         """
         tokens = x.reshape(-1, x.shape[-1])
         if padding_mask is None:
             return self._read(tokens).view(x.shape)
+        if padding_mask.shape != x.shape[:-1]:
+            raise ValueError(
+                f"padding_mask is {tuple(padding_mask.shape)}, but x has tokens "
+                f"{tuple(x.shape[:-1])}: give it the same shape"
+            )
         real = (~padding_mask).flatten().nonzero().squeeze(1)  # (T,)
         read = self._read(tokens[real])  # (T, D)
         return read.new_zeros(tokens.shape).index_copy(0, real, read).view(x.shape)

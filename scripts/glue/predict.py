@@ -74,12 +74,20 @@ def load(args):
             f"--pkm-table-dtype {args.pkm_table_dtype} has no effect: "
             f"--checkpoint {args.checkpoint} has no memory; remove it"
         )
-    classes = len(TASKS[args.task].classes) or 1
+    wanted = TASKS[args.task]
+    classes = len(wanted.classes) or 1
     if task.cfg.num_classes != classes:
         sys.exit(
             f"--checkpoint {args.checkpoint} has {task.cfg.num_classes} classes, "
             f"but --task {args.task} has {classes}"
         )
+    if wanted.classes:
+        labels = task.label_dictionary
+        found = {*labels.symbols[labels.nspecial : labels.nspecial + classes]}
+        if found != {*wanted.classes}:
+            sys.exit(f"--data {args.data} is not of --task {args.task}: its classes are {found}")
+    if (args.data / "input1").is_dir() != (len(wanted.sentences) == 2):
+        sys.exit(f"--data {args.data} is not of --task {args.task}: its rows are of other length")
     if torch.cuda.is_available() and not args.cpu:
         model.cuda()
     return model.eval(), task

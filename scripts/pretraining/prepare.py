@@ -94,6 +94,11 @@ def start_encoder(args, dest, stack):
     for name, path in files.items():
         if path and path != dest / name:
             shutil.copy(path, dest / name)
+    try:
+        make_encoder(args)
+    except Exception as error:  # of whichever library reads it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        sys.exit(f"error: the encoder's files cannot be read: {reason}")
     # Each process makes its own encoder: they cannot be handed over.
     pool = stack.enter_context(Pool(args.workers, start_worker, (args,)))
     return lambda lines: pool.map(encode_line, lines, chunksize=500)

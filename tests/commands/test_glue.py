@@ -97,10 +97,10 @@ def finetune(name, task, glue, pretrained, save_dir, *extra, updates=80):
     ]
 
 
-def predict(glue, task, checkpoint, dest, **options):
+def predict(glue, task, checkpoint, dest, data=None, **options):
     return run(
         *("python", ROOT / "scripts/glue/predict.py", "--task", task, "--cpu"),
-        *("--data", glue / f"{task}-bin", "--checkpoint", checkpoint, "--dest", dest),
+        *("--data", glue / f"{data or task}-bin", "--checkpoint", checkpoint, "--dest", dest),
         *("--batch-size", 2),
         **options,
     )
@@ -243,6 +243,9 @@ def test_predicting_with_what_does_not_fit_is_refused(cola, glue, pretrained, tm
     ):
         output = predict(glue, task, checkpoint, tmp_path, fails=True)
         assert message in output.splitlines()[-1]
+    for task, message in (("RTE", "its classes are {"), ("MRPC", "its rows are of other length")):
+        output = predict(glue, task, folder / "checkpoint_best.pt", tmp_path, "CoLA", fails=True)
+        assert f"CoLA-bin is not of --task {task}: {message}" in output.splitlines()[-1]
 
 
 def test_predicting_with_int8_values_takes_a_memory(cola, glue, monkeypatch, tmp_path):

@@ -98,6 +98,12 @@ def test_nothing_half_made_is_taken_for_whole(text, tmp_path):
     assert not dest.exists()
 
 
+def test_an_encoder_that_cannot_be_read_is_refused(text, tmp_path):
+    option = ("--sentencepiece-model", text / "train.txt")
+    output = prepare(text, tmp_path / "data", *option, fails=True)
+    assert output.splitlines()[-1].startswith("error: the encoder's files cannot be read: ")
+
+
 def test_a_missing_file_is_named(tmp_path):
     output = prepare(tmp_path, tmp_path / "data", fails=True)
     assert output.splitlines()[-1].endswith(f"--train: {tmp_path / 'train.txt'} is not a file")

@@ -462,3 +462,8 @@ def test_memories_can_share_their_values():
 def test_what_cannot_be_is_refused_with_what_to_change(options, message):
     with pytest.raises(ValueError, match=message):
         make_memory(**options)
+
+
+def test_a_mask_that_is_not_of_the_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"padding_mask is \(3, 2\), but x has tokens \(2, 3\)"):
+        make_memory()(torch.zeros(2, 3, 12).double(), torch.zeros(3, 2, dtype=torch.bool))
