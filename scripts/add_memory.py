@@ -78,7 +78,7 @@ def add_memory(args):
     options = {name: value for name, value in vars(args).items() if name.startswith("pkm_")}
     if not options.get("pkm_layers"):
         raise ValueError("--pkm-layers is missing: name the layers that are to hold a memory")
-    if options.get("pkm_table_dtype", "model") != "model":
+    if options.get("pkm_table_dtype") not in (None, "model"):
         raise ValueError("--pkm-table-dtype is for loading what was trained: remove it")
     trained = checkpoint["cfg"].model
     make_ours(trained, options)

@@ -162,7 +162,7 @@ class PKMAdam(FairseqOptimizer):
                 theirs, ours = ("sparse", "dense") if saved else ("dense", "sparse")
                 raise ValueError(
                     f"the checkpoint's optimizer was trained with --pkm-grad {theirs}: "
-                    f"change --pkm-grad {ours}, or forget its state with --reset-optimizer"
+                    f"give that, not {ours}, or forget its state with --reset-optimizer"
                 )
         options = [
             {name: value for name, value in group.items() if name not in ("params", "lr")}

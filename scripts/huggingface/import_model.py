@@ -66,6 +66,8 @@ def parse_args():
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of transformers")
     parser.add_argument("--dest", type=Path, required=True, metavar="DIR", help="folder to make")
     args = parser.parse_args()
+    if not args.folder.is_dir():
+        parser.error(f"{args.folder} is no folder: download the model first")
     refuse_existing(args.dest, parser)
     return args
 

@@ -67,6 +67,8 @@ def parse_args():
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers} is below 1")
     named = names_encoder(args, parser)
     if args.dict and not named:
         parser.error("--dict goes with the encoder it was made with: give that too")

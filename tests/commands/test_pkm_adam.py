@@ -121,6 +121,6 @@ def test_what_cannot_work_is_refused_before_an_update(data, tmp_path, changed, m
 def test_a_checkpoint_of_the_other_kind_of_gradient_is_refused(data, tmp_path):
     run("fairseq-train", *pretraining(data, tmp_path, updates=1, **OURS))
     output = run("fairseq-train", *pretraining(data, tmp_path, updates=2, **SPARSE), fails=True)
-    assert "trained with --pkm-grad dense: change --pkm-grad sparse" in output.splitlines()[-1]
+    assert "trained with --pkm-grad dense: give that, not sparse" in output.splitlines()[-1]
     again = pretraining(data, tmp_path, updates=2, **SPARSE, reset_optimizer=None)
     assert len(losses(run("fairseq-train", *again))) == 2

@@ -142,7 +142,7 @@ def test_state_of_the_other_kind_of_gradient_is_refused(saved, now):
     old = make_optimizer(model)
     make_gradients(model)
     old.step()
-    with pytest.raises(ValueError, match=f"{saved}: change --pkm-grad {now}.*--reset-optimizer"):
+    with pytest.raises(ValueError, match=f"{saved}: give that, not {now}.*--reset-optimizer"):
         make_optimizer(make_memory_model(pkm_grad=now)).load_state_dict(old.state_dict())
 
 
