@@ -28,4 +28,4 @@ torch.serialization.add_safe_globals(
 from . import checkpoint_files
 
 checkpoint_files.install()
-from . import criterions, models, optim, tasks
+from . import criterions, models, optim, tasks, text

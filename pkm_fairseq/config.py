@@ -34,8 +34,9 @@ OTHER_OPTIONS = {
 }
 
 
-# Those of the model that are not of each of its memories.
-OF_MODEL = {"pkm_layers", "pkm_mode", "pkm_share_values", "pkm_table_dtype"}
+# Those of the model that are not of each of its memories; the first needs none.
+OF_ANY_ROBERTA = {"pkm_layer_norm_eps"}
+OF_MODEL = {"pkm_layers", "pkm_mode", "pkm_share_values", "pkm_table_dtype", *OF_ANY_ROBERTA}
 LARGEST = 2**31 - 1
 
 
@@ -156,6 +157,13 @@ class PKMConfig(FairseqDataclass):
             "for each row, or as the model keeps all else; given when a checkpoint is loaded"
         },
     )
+    pkm_layer_norm_eps: float = field(
+        default=1e-5,
+        metadata={
+            "help": "epsilon of the model's layer norms, with or without a memory: fairseq's, or "
+            "that of the imported model to start from (1e-12 for BERT)"
+        },
+    )
 
     @classmethod
     def from_args(cls, args):
@@ -182,9 +190,10 @@ class PKMConfig(FairseqDataclass):
                 f"unknown model option {', '.join(unknown)}: known are {', '.join(sorted(known))}"
             )
         given = {name: value for name, value in given.items() if name in known}
-        if given and "pkm_layers" not in given:
+        of_memory = given.keys() - OF_ANY_ROBERTA
+        if of_memory and "pkm_layers" not in given:
             raise ValueError(
-                f"{flag(min(given))} has no effect without a memory: "
+                f"{flag(min(of_memory))} has no effect without a memory: "
                 "add --pkm-layers (empty for a model without memory)"
             )
         typed = OmegaConf.structured(cls)
@@ -222,6 +231,11 @@ class PKMConfig(FairseqDataclass):
             raise ValueError(
                 f"--pkm-table-dtype {self.pkm_table_dtype} has no effect without a memory: "
                 "remove it or name layers in --pkm-layers"
+            )
+        if not 0 < self.pkm_layer_norm_eps < 1:
+            raise ValueError(
+                f"--pkm-layer-norm-eps {self.pkm_layer_norm_eps} is not between 0 and 1: give a "
+                "small number, such as 1e-5"
             )
         if self.pkm_shards < 1:
             raise ValueError(f"--pkm-shards {self.pkm_shards} must be at least 1: raise it")

@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
-import sentencepiece
-from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
+from fairseq.data.encoders import build_bpe
+from omegaconf import OmegaConf
+
+from pkm_fairseq.models.hub import BPE_FILES
 
 
 def existing_file(text):
@@ -21,29 +23,40 @@ def add_encoder_options(parser):
         "--sentencepiece-model": "the pretraining's sentencepiece model",
         "--gpt2-encoder-json": "or GPT-2's encoder.json",
         "--gpt2-vocab-bpe": "and GPT-2's vocab.bpe",
+        "--tokenizer-json": "or the tokenizer.json of any fast tokenizer of Hugging Face",
     }
     for flag, text in options.items():
         parser.add_argument(flag, type=existing_file, metavar="FILE", help=text)
 
 
+def encoder_files(args):
+    """Returns the files that ``args`` name, by the name that each has beside a model."""
+    return {
+        file: getattr(args, option)
+        for files in BPE_FILES.values()
+        for option, file in files.items()
+        if getattr(args, option)
+    }
+
+
 def names_encoder(args, parser):
     """Tells whether ``args`` name an encoder; refuses half of one, and two."""
-    gpt2 = (args.gpt2_encoder_json, args.gpt2_vocab_bpe)
-    if any(gpt2) and (args.sentencepiece_model or not all(gpt2)):
+    given = set(encoder_files(args))
+    if given and given not in [set(files.values()) for files in BPE_FILES.values()]:
         parser.error(
-            "give one encoder: either --sentencepiece-model, "
+            "give one encoder: either --sentencepiece-model, or --tokenizer-json, "
             "or both --gpt2-encoder-json and --gpt2-vocab-bpe"
         )
-    return bool(args.sentencepiece_model or all(gpt2))
+    return bool(given)
 
 
 def make_encoder(args):
     """Returns the function that turns a line into its pieces, separated by spaces."""
-    if args.gpt2_encoder_json:
-        paths = {
-            "gpt2_encoder_json": str(args.gpt2_encoder_json),
-            "gpt2_vocab_bpe": str(args.gpt2_vocab_bpe),
-        }
-        return GPT2BPE(GPT2BPEConfig(**paths)).encode
-    model = sentencepiece.SentencePieceProcessor(model_file=str(args.sentencepiece_model))
-    return lambda line: " ".join(model.encode(line, out_type=str))
+    given = {
+        option: str(getattr(args, option))
+        for files in BPE_FILES.values()
+        for option in files
+        if getattr(args, option)
+    }
+    (name,) = (name for name, files in BPE_FILES.items() if files.keys() == given.keys())
+    return build_bpe(OmegaConf.create({"_name": name, **given})).encode

@@ -16,6 +16,7 @@ ALLOWED = {
     "config": set(),
     "files": set(),
     "scores": set(),
+    "text": set(),
     "slot_lists": {"files"},
     "usage": set(),
     "compiling": set(),

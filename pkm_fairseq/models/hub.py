@@ -15,6 +15,7 @@ from pkm_fairseq.config import PKMConfig
 BPE_FILES = {
     "sentencepiece": {"sentencepiece_model": "sentencepiece.bpe.model"},
     "gpt2": {"gpt2_encoder_json": "encoder.json", "gpt2_vocab_bpe": "vocab.bpe"},
+    "tokenizer_json": {"tokenizer_json": "tokenizer.json"},
 }
 
 
@@ -45,7 +46,7 @@ def find_bpe(bpe, given, folders):
     """Finds out which BPE to use and where its files are.
 
     Args:
-        bpe: sentencepiece, gpt2, or None for the one whose files there are.
+        bpe: sentencepiece, gpt2, tokenizer_json, or None for the one whose files there are.
         given: options that may name the files.
         folders: where to look for the others.
 

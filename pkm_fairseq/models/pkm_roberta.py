@@ -185,8 +185,9 @@ class PKMRobertaModel(RobertaModel):
                 f"--pkm-init-from {path} has a memory already: go on from it with --restore-file "
                 "or --finetune-from-model"
             )
-        for option in ("encoder_attention_heads", "activation_fn"):
-            theirs, ours = trained.get(option), safe_getattr(self.args, option)
+        known = {"pkm_layer_norm_eps": PKMConfig().pkm_layer_norm_eps, **trained}
+        for option in ("encoder_attention_heads", "activation_fn", "pkm_layer_norm_eps"):
+            theirs, ours = known.get(option), safe_getattr(self.args, option)
             if theirs is not None and theirs != ours:
                 raise ValueError(f"--pkm-init-from {path} has {flag(option)} {theirs} (not {ours})")
         logger.info("starting from %s", path)
@@ -319,12 +320,13 @@ class PKMRobertaModel(RobertaModel):
             checkpoint_file: the checkpoint's name in it.
             data_name_or_path: folder of the binary data the model was trained on, with its
                 dictionary; if it starts with a dot, seen from the folder of the checkpoint.
-            bpe: sentencepiece or gpt2; None for what the files given or found beside the
+            bpe: sentencepiece, gpt2 or tokenizer_json; None for what the files given or found beside the
                 checkpoint or the data say.
             overrides: options of the checkpoint to change. ``pkm_layers=[4, 8]`` and its like give
                 a model without memory a fresh one; ``pkm_table_dtype="int8"`` or "bf16" keeps the
-                values in fewer bits, for inference; ``sentencepiece_model=``, or
-                ``gpt2_encoder_json=`` and ``gpt2_vocab_bpe=``, name the files of ``bpe``.
+                values in fewer bits, for inference; ``sentencepiece_model=``,
+                ``tokenizer_json=``, or ``gpt2_encoder_json=`` and ``gpt2_vocab_bpe=``, name the
+                files of ``bpe``.
 
         Returns:
             fairseq's RobertaHubInterface, with ``fill_mask``, ``extract_features``, ``predict``.
@@ -366,6 +368,10 @@ class PKMRobertaEncoder(RobertaEncoder):
         self.pkm_config = config
         self._memory_class = memory_class
         super().__init__(args, dictionary)
+        # fairseq builds its layer norms without asking for an epsilon.
+        for module in self.modules():
+            if isinstance(module, type(self.lm_head.layer_norm)):
+                module.eps = config.pkm_layer_norm_eps
 
     def build_encoder(self, args, dictionary, embed_tokens):
         encoder = PKMTransformerEncoder(

@@ -99,7 +99,7 @@ def parse_args():
     args = parser.parse_args()
     if not names_encoder(args, parser):
         parser.error(
-            "give the pretraining's encoder: either --sentencepiece-model, "
+            "give the pretraining's encoder: either --sentencepiece-model, or --tokenizer-json, "
             "or both --gpt2-encoder-json and --gpt2-vocab-bpe"
         )
     return args

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Turns a model folder of Hugging Face transformers into a checkpoint of fairseq.
 
-Takes a RoBERTa, XLM-R or CamemBERT, or what export_model.py wrote, with its tokenizer. Makes DEST,
-whole or not at all: model.pt for --pkm-init-from, or, where it has a memory already, for
---finetune-from-model; dict.txt; and the encoder's files, sentencepiece.bpe.model, or encoder.json
-and vocab.bpe. Downloads nothing. Needs: pip install -e ".[huggingface]".
+Takes a BERT, RoBERTa, XLM-R or CamemBERT, or what export_model.py wrote, with its tokenizer. Makes
+DEST, whole or not at all: model.pt for --pkm-init-from, or, where it has a memory already, for
+--finetune-from-model; dict.txt; and the encoder's files, sentencepiece.bpe.model, encoder.json and
+vocab.bpe, or tokenizer.json. Downloads nothing. Needs: pip install -e ".[huggingface]".
 """
 
 import argparse
@@ -21,24 +21,22 @@ from fairseq.models.roberta.model import base_architecture
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.files import made_whole
 from pkm_fairseq.models import PKMRobertaModel
+from pkm_fairseq.text.tokenizer_json import symbol_of
 
 # Scripts are run by their path, which puts only their own folder on Python's.
 sys.path[1:1] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from add_memory import refuse_existing, stand_in_task  # noqa: E402
+from bert import as_roberta  # noqa: E402
 from names import ENCODER, to_fairseq  # noqa: E402
 
 HEAD_NAME = "sentence_classification_head"  # of fairseq's sentence_prediction
-MODEL_TYPES = ("roberta", "xlm-roberta", "camembert", "pkm_roberta")
-# What fairseq's RoBERTa is; the default is what transformers takes where a folder does not say.
-REQUIRED = {
-    "hidden_act": ("gelu", "gelu"),
-    "layer_norm_eps": (1e-5, 1e-12),
-    "position_embedding_type": ("absolute", "absolute"),
-    "pad_token_id": (1, 1),
-    "is_decoder": (False, False),
-}
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "pkm_roberta")
+# What fairseq's RoBERTa is; transformers takes the same where a folder does not say.
+REQUIRED = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+DEFAULT_EPS = 1e-12  # of transformers
 # Of transformers alone: neither is used where the output is a word or a class.
 IGNORED = ("roberta.embeddings.position_ids", "roberta.pooler.", "lm_head.decoder.bias")
 TYPES = "roberta.embeddings.token_type_embeddings.weight"
@@ -75,7 +73,7 @@ def parse_args():
 def convert(folder, dest):
     """Writes the checkpoint and the files of its text to the folder ``dest``."""
     config = read_config(folder)
-    weights = load_weights(folder)
+    weights = load_weights(folder, config)
     encoder = read_encoder(folder)
     order, symbols = read_vocabulary(folder, config["vocab_size"], encoder)
     dictionary = Dictionary()
@@ -111,13 +109,15 @@ def read_config(folder):
     given = config.get("model_type")
     if given not in MODEL_TYPES:
         raise ValueError(f"model_type {given} is not among {', '.join(MODEL_TYPES)}")
-    for name, (needed, default) in REQUIRED.items():
-        if config.get(name, default) != needed:
-            raise ValueError(f"fairseq has no {name} {config.get(name, default)} (only {needed})")
+    # A RoBERTa counts its positions from the padding index.
+    required = REQUIRED if given == "bert" else {**REQUIRED, "pad_token_id": 1}
+    for name, needed in required.items():
+        if config.get(name, needed) != needed:
+            raise ValueError(f"fairseq has no {name} {config[name]} (only {needed})")
     return config
 
 
-def load_weights(folder):
+def load_weights(folder, config):
     """Returns the tensors of a folder, of one file or several, as a RoBERTa names them."""
     index = folder / "model.safetensors.index.json"
     files = {"model.safetensors"}
@@ -128,6 +128,8 @@ def load_weights(folder):
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing (of weights, only safetensors are read)")
         weights.update(load_file(folder / name))
+    if config["model_type"] == "bert":
+        return as_roberta(weights, print)
     if not any(name.startswith("roberta.") for name in weights):  # saved without a head
         weights = {f"roberta.{name}": tensor for name, tensor in weights.items()}
     return weights
@@ -182,26 +184,72 @@ class ByteLevel:
         (dest / "vocab.bpe").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
 
 
+class FastTokenizer:
+    """Any other encoder, by the ``tokenizer.json`` of a fast tokenizer.
+
+    Args:
+        tokenizer: of the library ``tokenizers``.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def name(self, token):
+        """Returns what a token is called in fairseq's dictionary."""
+        symbol = symbol_of(token)
+        return symbol if symbol == token else f"madeupword_{self.tokenizer.token_to_id(token)}"
+
+    def write(self, symbols, dest):
+        """Writes fairseq's file of the encoder."""
+        self.tokenizer.save(str(dest / "tokenizer.json"))
+
+
 def read_encoder(folder):
-    """Returns the encoder of a folder: a ``Sentencepiece`` or a ``ByteLevel``."""
+    """Returns the encoder of a folder: ``Sentencepiece``, ``ByteLevel`` or ``FastTokenizer``."""
     pieces = folder / "sentencepiece.bpe.model"
     if pieces.is_file():
         return Sentencepiece(pieces)
+    listed = folder / "tokenizer.json"
+    content = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else {}
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
         merges = [line for line in lines if line and not line.startswith("#version")]
-    elif (folder / "tokenizer.json").is_file():
-        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-        if model.get("type") != "BPE" or model.get("byte_fallback"):
-            raise ValueError(
-                "sentencepiece.bpe.model is missing: copy it from the model this one was made from"
-            )
-        vocabulary, merges = model["vocab"], model["merges"]
+    elif is_byte_level(content):
+        vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
     else:
-        raise ValueError("it has none of sentencepiece.bpe.model, vocab.json and tokenizer.json")
+        return FastTokenizer(load_tokenizer(folder).backend_tokenizer)
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return ByteLevel(vocabulary, pairs)
+
+
+def is_byte_level(content):
+    """Tells whether a ``tokenizer.json`` cuts text as GPT-2 does."""
+    before = content.get("pre_tokenizer") or {}
+    return content.get("model", {}).get("type") == "BPE" and before.get("type") == "ByteLevel"
+
+
+def load_tokenizer(folder):
+    """Returns the tokenizer of a folder, as transformers loads it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"it has none of sentencepiece.bpe.model, vocab.json and tokenizer.json that can be "
+            f"read: {reason}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError("tokenizer.json is missing: save the folder's fast tokenizer there")
+    return tokenizer
 
 
 def read_vocabulary(folder, size, encoder):
@@ -218,11 +266,7 @@ def read_vocabulary(folder, size, encoder):
         if len(dictionary) != size or dictionary.symbols[-1] != "<mask>":
             raise ValueError(f"dict.txt has {len(dictionary)} entries, config.json {size}")
         return list(range(size)), dictionary.symbols
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = load_tokenizer(folder)
     first = {
         "<s>": tokenizer.cls_token_id,
         "<pad>": tokenizer.pad_token_id,
@@ -269,6 +313,10 @@ def make_state(weights, order, config):
 def make_args(config, weights):
     """Returns the options with which fairseq builds the model."""
     memory = {name: value for name, value in config.items() if name.startswith("pkm_")}
+    eps = config.get("layer_norm_eps", DEFAULT_EPS)
+    if eps != PKMConfig().pkm_layer_norm_eps:
+        print(f"to go on from it, give {flag('pkm_layer_norm_eps')} {eps}")
+        memory["pkm_layer_norm_eps"] = eps
     dropout = config.get("hidden_dropout_prob", 0.1)
     classifier_dropout = config.get("classifier_dropout")
     args = Namespace(

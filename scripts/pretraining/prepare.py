@@ -2,8 +2,8 @@
 """Turns raw text into what fairseq's masked_lm task reads.
 
 One sentence or line a line, an empty line between documents; files may be gzipped. Encodes the text
-with a sentencepiece model, trained on it unless one is given, or with GPT-2's byte-pair encoding,
-and runs fairseq-preprocess.
+with a sentencepiece model, trained on it unless one is given, with GPT-2's byte-pair encoding or
+with the tokenizer.json of any fast tokenizer, and runs fairseq-preprocess.
 Makes DEST whole or not at all, and does nothing where DEST is there already.
 """
 
@@ -23,7 +23,13 @@ import sentencepiece
 
 # Scripts are run by their path, which puts only their own folder on Python's.
 sys.path.insert(1, str(Path(__file__).parents[1]))
-from encoders import add_encoder_options, existing_file, make_encoder, names_encoder  # noqa: E402
+from encoders import (  # noqa: E402
+    add_encoder_options,
+    encoder_files,
+    existing_file,
+    make_encoder,
+    names_encoder,
+)
 
 LINES_AT_ONCE = 20_000
 
@@ -85,16 +91,11 @@ def start_encoder(args, dest, stack):
 
     The encoder's files go into ``dest``, where whoever uses the model will look for them.
     """
-    if not args.sentencepiece_model and not args.gpt2_encoder_json:
+    if not encoder_files(args):
         args.sentencepiece_model = dest / "sentencepiece.bpe.model"
         train_sentencepiece(args.train, args.vocab_size, args.sentencepiece_model)
-    files = {
-        "sentencepiece.bpe.model": args.sentencepiece_model,
-        "encoder.json": args.gpt2_encoder_json,
-        "vocab.bpe": args.gpt2_vocab_bpe,
-    }
-    for name, path in files.items():
-        if path and path != dest / name:
+    for name, path in encoder_files(args).items():
+        if path != dest / name:
             shutil.copy(path, dest / name)
     try:
         make_encoder(args)

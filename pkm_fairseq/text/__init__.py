@@ -1,0 +1,3 @@
+from .tokenizer_json import TokenizerJsonBPE
+
+__all__ = ["TokenizerJsonBPE"]
