@@ -31,7 +31,7 @@ def make_table(results):
     columns = {
         "row": lambda name, row: f"({name}) {row['title']}",
         "updates": lambda name, row: f"{row['updates']:,}",
-        "learning rate": lambda name, row: f"{row['lr']:g}",
+        "learning rate": lambda name, row: _number(row["lr"], "g"),
         "parameters": lambda name, row: _number(median(row["runs"], "parameters"), ",.0f"),
         "perplexity": lambda name, row: _valid(row, "ppl", ".1f"),
         "values zero": lambda name, row: _each(row, ".1f", "without_memory", "ppl"),
@@ -43,6 +43,10 @@ def make_table(results):
     }
     for task in tasks:
         columns[task] = lambda name, row, task=task: _tuned(row, task, "best", ".1f")
+        columns[f"{task}: spread"] = lambda name, row, task=task: _spread(row, task)
+        columns[f"{task}: values zero"] = lambda name, row, task=task: _tuned(
+            row, task, "without_memory", ".1f"
+        )
         columns[f"{task}: drift"] = lambda name, row, task=task: _tuned(row, task, "drift", ".3f")
     columns["words/s"] = lambda name, row: _number(_speed(row, "words_per_second"), ".0f")
     columns["ratio"] = lambda name, row: _number(_speed(row, "times_first"), ".2f")
@@ -93,6 +97,12 @@ def _tuned(row, task, name, form):
     if any(len(of_run[name]) < len(of_run["steps"]) for of_run in tuned):
         return ""
     return _number(median(row["runs"], "finetuning", task, name), form)
+
+
+def _spread(row, task):
+    """Writes the lowest and the highest score of the finetunings."""
+    scores = all_of(row["runs"], "finetuning", task, "best")
+    return f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else ""
 
 
 def _last(row, name):

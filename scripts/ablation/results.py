@@ -61,13 +61,17 @@ class Results:
     def _run(self, name, seed):
         """Returns the figures of one pretraining and of what follows it."""
         run = f"{name}.{seed}"
+        tasks = self.settings.finetuning.tasks if self.settings.rows[name].finetune else ()
+        if not self.settings.updates_of(name):
+            finetuned = {task: self._finetuned(run, task) for task in tasks}
+            done = any(of_task["best"] for of_task in finetuned.values())
+            return {"history": {}, "finetuning": finetuned} if done else None
         trained, valid = self._done(run), self._done(f"{run}.valid")
         if not trained or not valid:
             return None
         before = self.settings.updates_before(name)
         history = read_history(self.dest / run / "tensorboard", "valid", None)
         (parameters,) = set(self._find(run, r"num\. shared model params: ([\d,]+)"))
-        tasks = self.settings.finetuning.tasks if self.settings.rows[name].finetune else ()
         return {
             "parameters": int(parameters.replace(",", "")),
             "pretraining": trained,
@@ -106,6 +110,11 @@ class Results:
             "steps": {number: self._done(step) for number, step in steps.items()},
             "best": {number: max(of_seed) for number, of_seed in scores.items()},
             "last": {number: of_seed[-1] for number, of_seed in scores.items()},
+            "without_memory": {
+                number: self._validated(f"{step}.without")[metric]
+                for number, step in steps.items()
+                if self._done(f"{step}.without")
+            },
             "drift": drifts,
         }
 

@@ -80,6 +80,7 @@ def run(args):
         str(args.dest): "DEST",
         str(args.corpus): "CORPUS",
         str(args.glue): "GLUE",
+        **({settings.pretrained: "PRETRAINED"} if settings.pretrained else {}),
     }
     runner = Runner(
         args.dest,
@@ -124,6 +125,13 @@ def check_folders(args, settings, rows):
     for task in settings.finetuning.tasks if finetunes else ():
         if not (args.glue / task).is_dir():
             raise ValueError(f"--glue {args.glue} has no folder {task}")
+    if settings.pretrained:
+        settings.pretrained = str(Path(settings.pretrained).resolve())
+        if not Path(settings.pretrained, "model.pt").is_file():
+            raise ValueError(
+                f"pretrained={settings.pretrained} has no model.pt: make the folder by "
+                "scripts/huggingface/import_model.py"
+            )
     args.dest = args.dest.resolve()
     args.dest.mkdir(parents=True, exist_ok=True)
 

@@ -24,8 +24,8 @@ class Row:
 
     title: str = MISSING
     start_from: Optional[str] = None  # the row whose last checkpoint to go on from
-    lr: float = MISSING  # highest learning rate
-    updates: Optional[int] = None  # None: as many as all
+    lr: Optional[float] = None  # highest learning rate
+    updates: Optional[int] = None  # None: as many as all; 0: finetuned as it was imported
     memory: bool = False  # whether it has the memory, or is dense
     model: Dict[str, Any] = field(default_factory=dict)  # beside, or instead of, all rows' options
     training: Dict[str, Any] = field(default_factory=dict)  # likewise
@@ -47,13 +47,17 @@ class Finetuning:
 class Settings:
     """An ablation."""
 
-    vocab_size: int = MISSING  # sentencepieces
+    vocab_size: int = MISSING  # sentencepieces, or as many as the pretrained model has
+    # Folder that scripts/huggingface/import_model.py made: what rows without start_from start from.
+    pretrained: Optional[str] = None
     tokens_per_sample: int = MISSING
     max_positions: Optional[int] = None  # of the models; None: as many
     batch_size: int = MISSING  # samples of an update
     updates: int = MISSING  # of a pretraining
     warmup: float = 0.1  # share of them
     validate_every: int = MISSING  # updates; checkpoints are saved as often
+    # Batches of the validation set for the table's figures; None: all.
+    validation_batches: Optional[int] = None
     seeds: List[int] = field(default_factory=lambda: [1])  # of the pretrainings
     cpu: bool = False
     model: Dict[str, Any] = field(default_factory=dict)  # fairseq-train's options of all models
@@ -78,7 +82,8 @@ class Settings:
 
     def updates_of(self, name):
         """Returns the updates of a row's own pretraining."""
-        return self.rows[name].updates or self.updates
+        own = self.rows[name].updates
+        return self.updates if own is None else own
 
     def updates_before(self, name):
         """Returns the updates of the pretrainings that a row goes on from."""
@@ -150,6 +155,12 @@ def _check(settings, path):
     for name, row in settings.rows.items():
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"{path}: row {name}: a name has letters, digits, - and _ alone")
+        if row.updates == 0 and (row.start_from or not settings.pretrained):
+            raise ValueError(
+                f"{path}: row {name} has no updates: give pretrained, and the row no start_from"
+            )
+        if row.updates != 0 and row.lr is None:
+            raise ValueError(f"{path}: rows.{name}.lr is missing: give it")
         if row.start_from is not None and row.start_from not in earlier:
             raise ValueError(
                 f"{path}: row {name} starts from {row.start_from}: name a row that stands before it"

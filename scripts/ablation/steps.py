@@ -16,6 +16,13 @@ BENCH_MODELS = ROOT / "scripts" / "bench" / "bench_models.py"
 SEED_OF_NEXT = 100
 VALIDATION_SEED = 1  # all models are validated on the same masks
 ALL_TOKENS = 10**9
+# The files of an encoder, and the options of both prepare.py that name them.
+ENCODERS = {
+    "sentencepiece.bpe.model": "--sentencepiece-model",
+    "encoder.json": "--gpt2-encoder-json",
+    "vocab.bpe": "--gpt2-vocab-bpe",
+    "tokenizer.json": "--tokenizer-json",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Steps:
             for name in rows
             for needed in (*self._starts(name), name)
             for seed in self.settings.seeds_of(name)
+            if self.settings.updates_of(needed)
         )
         steps = [self.data()]
         for name, seed in wanted:
@@ -81,7 +89,10 @@ class Steps:
                     seeds = self.settings.finetuning.seeds
                     steps += [self.finetuning(name, seed, task, number) for number in seeds]
                     if self.settings.rows[name].memory:
-                        steps.append(self.drift(name, seed, task))
+                        for number in seeds:
+                            steps += self.tuned_without_memory(name, seed, task, number)
+                        if self.settings.updates_of(name):
+                            steps.append(self.drift(name, seed, task))
         return steps
 
     def data(self):
@@ -90,8 +101,16 @@ class Steps:
             "data",
             "scripts/pretraining/prepare.py",
             *("--train", texts["train"], "--valid", texts["valid"]),
-            *("--vocab-size", self.settings.vocab_size, "--dest", self.text),
+            *self._encoder_of_text(),
+            *("--dest", self.text),
         )
+
+    def _encoder_of_text(self):
+        """Returns the options of what the text is cut with: of a new model, or the pretrained's."""
+        if not self.settings.pretrained:
+            return "--vocab-size", self.settings.vocab_size
+        folder = Path(self.settings.pretrained)
+        return "--dict", folder / "dict.txt", *_encoder_flags(folder)
 
     def pretraining(self, name, seed):
         """Trains a row from nothing or from the row it starts from."""
@@ -134,6 +153,8 @@ class Steps:
             keeps = settings.rows[row.start_from].memory
             option = "finetune_from_model" if keeps else "pkm_init_from"
             options[option] = self._checkpoint(needs[-1])
+        elif settings.pretrained:
+            options["pkm_init_from"] = self._pretrained()
         return Step(
             folder.name,
             "memory pretraining" if row.memory else "dense pretraining",
@@ -151,14 +172,35 @@ class Steps:
         """Validates it once more, with all values of its memory set to zero."""
         run = f"{name}.{seed}"
         empty = self.dest / f"{run}.empty" / "checkpoint.pt"
-        args = (self._checkpoint(run), "--dest", empty)
-        yield self._script(f"{run}.empty", "scripts/without_memory.py", *args, needs=(run,))
+        yield self._emptying(run, self._checkpoint(run))
         yield self._validation(f"{run}.without", f"{run}.empty", empty)
 
-    def _validation(self, step, needed, checkpoint):
+    def tuned_without_memory(self, name, seed, task, number):
+        """Scores a finetuned model with all values of its memory set to zero."""
+        run = f"{name}.{seed}.{task}.{number}"
+        empty = self.dest / f"{run}.empty" / "checkpoint.pt"
+        yield self._emptying(run, self.dest / run / "checkpoint_best.pt")
+        yield self._validation(f"{run}.without", f"{run}.empty", empty, task)
+
+    def _emptying(self, run, checkpoint):
+        args = (checkpoint, "--dest", self.dest / f"{run}.empty" / "checkpoint.pt")
+        return self._script(f"{run}.empty", "scripts/without_memory.py", *args, needs=(run,))
+
+    def _validation(self, step, needed, checkpoint, glue_task=None):
+        """Validates a checkpoint on the text, or on a task of GLUE."""
+        data, kind = self.text, "pkm_masked_lm"
+        own = {"max_valid_steps": self.settings.validation_batches}
+        if glue_task:
+            data, kind = self._glue(glue_task), "pkm_sentence_prediction"
+            own = {
+                "num_classes": glue_config(glue_task).task.num_classes,
+                "max_positions": self.settings.positions(),
+            }
         options = {
             "user_dir": "pkm_fairseq",
-            "task": "pkm_masked_lm",
+            "task": kind,
+            "criterion": kind,
+            **own,
             "path": checkpoint,
             "batch_size": self.settings.batch_size,
             "required_batch_size_multiple": 1,
@@ -166,18 +208,26 @@ class Steps:
             "log_format": "json",
             "cpu": self.settings.cpu,
         }
-        command = (tool("fairseq-validate"), str(self.text), *flags(options))
-        return Step(step, "validation", command, (needed,))
+        command = (tool("fairseq-validate"), str(data), *flags(options))
+        return Step(step, f"validation on {glue_task or 'text'}", command, (needed,))
 
     def glue_data(self, task):
         return self._script(
             f"glue.{task}",
             "scripts/glue/prepare.py",
             *("--glue", self.glue, "--tasks", task, "--dest", self.dest / f"glue.{task}"),
-            *("--dict", self.text / "dict.txt"),
-            *("--sentencepiece-model", self.text / "sentencepiece.bpe.model", "--workers", 1),
+            *("--dict", self.text / "dict.txt", *self._encoder_of_glue(), "--workers", 1),
             needs=("data",),
         )
+
+    def _encoder_of_glue(self):
+        """Returns the options of the encoder that the text was cut with, and lies beside it."""
+        if not self.settings.pretrained:
+            return "--sentencepiece-model", self.text / "sentencepiece.bpe.model"
+        return _encoder_flags(Path(self.settings.pretrained))
+
+    def _glue(self, task):
+        return self.dest / f"glue.{task}" / f"{task}-bin"
 
     def finetuning(self, name, seed, task, number):
         """Finetunes a row by the shipped configuration of a task."""
@@ -187,9 +237,11 @@ class Steps:
         known = glue_config(task).model
         model = self.settings.model_of(name)
         options = {
-            "task.data": self.dest / f"glue.{task}" / f"{task}-bin",
+            "task.data": self._glue(task),
             "task.max_positions": self.settings.positions(),
-            "checkpoint.finetune_from_model": self._checkpoint(run),
+            "checkpoint.finetune_from_model": (
+                self._checkpoint(run) if self.settings.updates_of(name) else self._pretrained()
+            ),
             "checkpoint.save_dir": folder,
             "common.seed": number,
             "common.cpu": self.settings.cpu,
@@ -204,7 +256,8 @@ class Steps:
             *(f"{key}={hydra_value(value)}" for key, value in options.items()),
             *self.settings.finetuning.overrides,
         )
-        return Step(folder.name, f"finetuning on {task}", command, (run, f"glue.{task}"), updates)
+        needs = (run, f"glue.{task}") if self.settings.updates_of(name) else (f"glue.{task}",)
+        return Step(folder.name, f"finetuning on {task}", command, needs, updates)
 
     def drift(self, name, seed, task):
         """Compares the memory before and after each finetuning, on the task's validation set."""
@@ -214,7 +267,7 @@ class Steps:
         checkpoints = [self._checkpoint(part) for after in tuned for part in (run, after)]
         command = (
             *(sys.executable, "-m", "pkm_fairseq.report"),
-            *(self.dest / f"glue.{task}" / f"{task}-bin", *checkpoints, *self.cpu),
+            *(self._glue(task), *checkpoints, *self.cpu),
             *("--dest", self.dest / f"{run}.{task}.drift", "--drift-tokens", ALL_TOKENS),
             *("--slots", 0),
         )
@@ -246,12 +299,21 @@ class Steps:
         start = self.settings.rows[name].start_from
         return [*self._starts(start), start] if start else []
 
+    def _pretrained(self):
+        return Path(self.settings.pretrained) / "model.pt"
+
     def _checkpoint(self, run):
         return self.dest / run / "checkpoint_last.pt"
 
     def _script(self, name, script, *args, needs=()):
         command = (sys.executable, str(script), *map(str, args))
         return Step(name, name, command, tuple(needs))
+
+
+def _encoder_flags(folder):
+    """Returns the options that name the encoder's files that lie in ``folder``."""
+    there = (name for name in ENCODERS if (folder / name).is_file())
+    return [part for name in there for part in (ENCODERS[name], folder / name)]
 
 
 def find_text(corpus, split):
