@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.files import made_whole
 from pkm_fairseq.models import PKMRobertaModel
-from pkm_fairseq.models.hub import find_bpe, make_ours
+from pkm_fairseq.models.hub import BPE_FILES, find_bpe, make_ours
 
 # Scripts are run by their path, which puts only their own folder on Python's.
 HERE = Path(__file__).parent
@@ -45,8 +45,9 @@ MODELED = {
     "pkm_gate",
     "pkm_share_values",
 }
-# Those that decide only how a memory starts and is trained.
-OF_TRAINING = {
+# Those that decide only how a memory starts and is trained, and transformers' layer_norm_eps.
+NOT_OF_MEMORY = {
+    "pkm_layer_norm_eps",
     "pkm_sync_query_norm",
     "pkm_query_dropout",
     "pkm_key_dropout",
@@ -106,7 +107,8 @@ def parse_args():
 
 def export(args, dest):
     """Writes all files to the folder ``dest``."""
-    model = load_model(args.checkpoint)
+    checkpoint = load_checkpoint_to_cpu(str(args.checkpoint))
+    model = load_model(checkpoint)
     dictionary, labels = load_dictionaries(args.data)
     state = model.state_dict()
     head = choose_head(state, args.head)
@@ -124,19 +126,21 @@ def export(args, dest):
     write_json(dest / "config.json", config)
     if "auto_map" in config:
         shutil.copy(HERE / "modeling_pkm_roberta.py", dest)
-    tokenizer = write_tokenizer(args, dictionary, dest)
+    # Without one, sentence_prediction puts none between two sentences but the first one's end.
+    trained = checkpoint["cfg"].task or {}
+    separators = 1 if trained.get("separator_token", 2) is None else 2
+    tokenizer = write_tokenizer(args, dictionary, dest, separators, model.args.max_positions)
     card = Environment(loader=FileSystemLoader(HERE), trim_blocks=True, lstrip_blocks=True)
     values = {"config": config, "figures": figures, "name": args.dest.name, "tokenizer": tokenizer}
     (dest / "README.md").write_text(card.get_template("model_card.md").render(values))
 
 
-def load_model(path):
-    """Returns the checkpoint's model, its tensors named as fairseq names them today.
+def load_model(checkpoint):
+    """Returns a checkpoint's model, its tensors named as fairseq names them today.
 
     Raises:
-        ValueError: if the checkpoint cannot be read, or is of a model that transformers lacks.
+        ValueError: if it is of a model that transformers lacks.
     """
-    checkpoint = load_checkpoint_to_cpu(str(path))
     trained = checkpoint["cfg"].model
     make_ours(trained, {"load_checkpoint_heads": True})
     model = PKMRobertaModel.build_model(trained, stand_in_task(checkpoint["model"]))
@@ -147,7 +151,7 @@ def load_model(path):
     default = PKMConfig()
     for name, given in vars(PKMConfig.from_args(model.args)).items():
         only = getattr(default, name)
-        if name not in MODELED | OF_TRAINING and given != only:
+        if name not in MODELED | NOT_OF_MEMORY and given != only:
             raise ValueError(f"{flag(name)} {given} cannot be exported (only {only})")
     model.load_state_dict(checkpoint["model"])
     return model
@@ -215,7 +219,7 @@ def make_config(options, weights, labels):
         "classifier_dropout": options.pooler_dropout,
         "max_position_embeddings": len(weights["roberta.embeddings.position_embeddings.weight"]),
         "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5,
+        "layer_norm_eps": options.pkm_layer_norm_eps,
         "bos_token_id": 0,
         "pad_token_id": 1,
         "eos_token_id": 2,
@@ -242,13 +246,20 @@ def make_config(options, weights, labels):
     return config
 
 
-def write_tokenizer(args, dictionary, dest):
+def write_tokenizer(args, dictionary, dest, separators, max_positions):
     """Writes the files with which AutoTokenizer cuts text as fairseq does.
 
+    Args:
+        args: the command line.
+        dictionary: fairseq's.
+        dest: folder to write to.
+        separators: how many </s> stand between two sentences.
+        max_positions: how many tokens the model takes.
+
     Returns:
-        sentencepiece or gpt2, or None where the encoder's files are not found.
+        The name of the encoder's BPE in fairseq, or None where its files are not found.
     """
-    options = ("sentencepiece_model", "gpt2_encoder_json", "gpt2_vocab_bpe")
+    options = [option for files in BPE_FILES.values() for option in files]
     given = {name: str(getattr(args, name)) for name in options if getattr(args, name)}
     dictionary.save(str(dest / "dict.txt"))
     try:
@@ -263,6 +274,14 @@ def write_tokenizer(args, dictionary, dest):
             "tokenizer_class": "FairseqTokenizer",
             "auto_map": {"AutoTokenizer": ["tokenization_pkm_roberta.FairseqTokenizer", None]},
         }
+    elif files["bpe"] == "tokenizer_json":
+        # The library is needed for this encoder alone.
+        from fast_tokenizer import write_renumbered
+
+        source = Path(files["tokenizer_json"])
+        config = write_renumbered(source, dictionary, dest / "tokenizer.json", separators)
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config["model_input_names"] = ["input_ids", "attention_mask"]
     else:
         numbers = json.loads(Path(files["gpt2_encoder_json"]).read_text(encoding="utf-8"))
         lacking = [token for token in numbers if str(numbers[token]) not in dictionary]
@@ -277,7 +296,7 @@ def write_tokenizer(args, dictionary, dest):
         mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "special": True}
         mask.update(dict.fromkeys(("rstrip", "normalized", "single_word"), False))
         config = {"tokenizer_class": "RobertaTokenizer", "mask_token": mask}
-    write_json(dest / "tokenizer_config.json", config)
+    write_json(dest / "tokenizer_config.json", {**config, "model_max_length": max_positions})
     return files["bpe"]
 
 

@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.files import made_whole
 from pkm_fairseq.models import PKMRobertaModel
-from pkm_fairseq.text.tokenizer_json import symbol_of
 
 # Scripts are run by their path, which puts only their own folder on Python's.
 sys.path[1:1] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from add_memory import refuse_existing, stand_in_task  # noqa: E402
 from bert import as_roberta  # noqa: E402
+from fast_tokenizer import dictionary_name  # noqa: E402
 from names import ENCODER, to_fairseq  # noqa: E402
 
 HEAD_NAME = "sentence_classification_head"  # of fairseq's sentence_prediction
@@ -196,12 +196,22 @@ class FastTokenizer:
 
     def name(self, token):
         """Returns what a token is called in fairseq's dictionary."""
-        symbol = symbol_of(token)
-        return symbol if symbol == token else f"madeupword_{self.tokenizer.token_to_id(token)}"
+        return dictionary_name(token, self.tokenizer.token_to_id(token))
 
     def write(self, symbols, dest):
         """Writes fairseq's file of the encoder."""
+        # A file may ask for all sentences to be made equally long.
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
         self.tokenizer.save(str(dest / "tokenizer.json"))
+
+
+class NoEncoder:
+    """That of a folder that was exported without one, its dictionary alone."""
+
+    def write(self, symbols, dest):
+        """Says that there is nothing to write."""
+        print("no tokenizer in the folder: name its files to the commands that cut text")
 
 
 def read_encoder(folder):
@@ -217,6 +227,8 @@ def read_encoder(folder):
         merges = [line for line in lines if line and not line.startswith("#version")]
     elif is_byte_level(content):
         vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    elif (folder / "dict.txt").is_file() and not content:
+        return NoEncoder()
     else:
         return FastTokenizer(load_tokenizer(folder).backend_tokenizer)
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
