@@ -56,8 +56,6 @@ class Settings:
     updates: int = MISSING  # of a pretraining
     warmup: float = 0.1  # share of them
     validate_every: int = MISSING  # updates; checkpoints are saved as often
-    # Batches of the validation set for the table's figures; None: all.
-    validation_batches: Optional[int] = None
     seeds: List[int] = field(default_factory=lambda: [1])  # of the pretrainings
     cpu: bool = False
     model: Dict[str, Any] = field(default_factory=dict)  # fairseq-train's options of all models

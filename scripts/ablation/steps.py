@@ -188,8 +188,7 @@ class Steps:
 
     def _validation(self, step, needed, checkpoint, glue_task=None):
         """Validates a checkpoint on the text, or on a task of GLUE."""
-        data, kind = self.text, "pkm_masked_lm"
-        own = {"max_valid_steps": self.settings.validation_batches}
+        data, kind, own = self.text, "pkm_masked_lm", {}
         if glue_task:
             data, kind = self._glue(glue_task), "pkm_sentence_prediction"
             own = {

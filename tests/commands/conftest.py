@@ -1,3 +1,6 @@
+import sys
+from importlib import import_module
+
 import pytest
 
 from tests.commands.commands import BIN, ROOT, run
@@ -26,3 +29,16 @@ def data(text):
         *("--dest", dest, "--vocab-size", 300, "--workers", 1),
     )
     return dest
+
+
+@pytest.fixture(scope="session")
+def scripts():
+    """Calls the scripts in this process: each import of fairseq and transformers takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts/huggingface"))
+
+        def call(name, *args):
+            patch.setattr(sys, "argv", [name, *map(str, args)])
+            import_module(name).main()
+
+        yield call
