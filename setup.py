@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 HUGGING_FACE = [
     'safetensors; python_version >= "3.9"',
+    'tokenizers; python_version >= "3.9"',
     'transformers>=4.57.6; python_version >= "3.9"',
 ]
 

@@ -44,6 +44,7 @@ def make_steps(*overrides, path=TINY):
         (["finetuning.tasks.COLA=3"], "COLA is not a GLUE task: choose among CoLA, "),
         (["rows.b.start_from=f"], "row b starts from f: name a row that stands before it"),
         (["rows.b.model.pkm_subkeys=3"], "row b has options of a memory: add memory: true"),
+        (["rows.d.updates=0"], "row d has no updates: give pretrained, and the row no start_from"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(overrides, reason):
@@ -137,6 +138,37 @@ def test_a_row_that_goes_on_from_a_memory_keeps_it():
     assert options["--finetune-from-model"] == "d/f.1/checkpoint_last.pt"
     assert "--pkm-init-from" not in options
     assert options["--seed"] == "201"
+
+
+def test_rows_start_from_pretrained_weights_and_their_text_is_cut_as_theirs(tmp_path):
+    for file in ("model.pt", "dict.txt", "tokenizer.json"):
+        (tmp_path / file).touch()
+    steps = make_steps(f"pretrained={tmp_path}", "rows.d.updates=0")
+    model, tokenizer = str(tmp_path / "model.pt"), str(tmp_path / "tokenizer.json")
+    assert options_of(steps.pretraining("a", 1))["--pkm-init-from"] == model
+    assert options_of(steps.pretraining("f", 1))["--pkm-init-from"] == "d/a.1/checkpoint_last.pt"
+    for step in (steps.data(), steps.glue_data("CoLA")):
+        assert options_of(step)["--tokenizer-json"] == tokenizer
+        assert "--vocab-size" not in options_of(step)
+        assert "--sentencepiece-model" not in options_of(step)
+    assert options_of(steps.data())["--dict"] == str(tmp_path / "dict.txt")
+    # (d) is finetuned as it was imported, its memory new.
+    assert [step.name for step in steps.pretrainings(["d"])] == ["data"]
+    tuned = {step.name: step for step in steps.finetunings(["d"])}
+    assert f"checkpoint.finetune_from_model={model}" in tuned["d.1.CoLA.1"].command
+    assert tuned["d.1.CoLA.1"].needs == ("glue.CoLA",)
+    assert "d.1.CoLA.drift" not in tuned
+    assert "a.1.CoLA.1.without" not in {step.name for step in steps.finetunings(["a"])}
+
+
+def test_finetuned_models_are_scored_without_what_their_memories_hold():
+    tuned = {step.name: step for step in make_steps().finetunings(["d"])}
+    options = options_of(tuned["d.1.CoLA.2.without"])
+    assert options["--path"] == "d/d.1.CoLA.2.empty/checkpoint.pt"
+    assert options["--task"] == options["--criterion"] == "pkm_sentence_prediction"
+    assert options["--num-classes"] == "2"
+    assert tuned["d.1.CoLA.2.without"].needs == ("d.1.CoLA.2.empty",)
+    assert "d/d.1.CoLA.2/checkpoint_best.pt" in tuned["d.1.CoLA.2.empty"].command
 
 
 def test_rows_differ_in_what_they_say_alone():

@@ -28,7 +28,7 @@ ALLOWED = {
     "ops": {"compiling", "workers"},
     "modules": {"checkpoint", "compiling", "config", "ops", "workers"},
     "optim": {"config", "ops", "workers"},
-    "report": {"command_line", "files", "models", "monitor", "pictures"},
+    "report": {"command_line", "files", "models", "monitor", "pictures", "text"},
     "slots": {"command_line", "monitor", "report", "slot_lists"},
     "models": {"checkpoint", "config", "ops", "modules", "workers"},
 }

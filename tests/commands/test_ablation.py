@@ -42,6 +42,7 @@ def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
         assert torch.equal(empty[name], tensor if kept else torch.zeros_like(tensor))
     assert 0 <= row["finetuning"]["CoLA"]["drift"]["1"] <= 1
     assert row["finetuning"]["CoLA"]["best"]["1"] >= row["finetuning"]["CoLA"]["last"]["1"]
+    assert -100 <= row["finetuning"]["CoLA"]["without_memory"]["1"] <= 100
     assert results["rows"]["a"]["runs"]["1"] is None
     assert results["data"]["unigram_perplexity"] > 1
     assert row["pretraining"]["command"].startswith("fairseq-train DEST/data/text --user-dir")

@@ -159,7 +159,7 @@ def test_it_goes_out_as_a_roberta_with_its_tokenizer_and_comes_back(
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     first, second = sentences(text)[:2]
     assert tokenizer(first, second)["input_ids"] == ours.encode(first, second).tolist()
-    assert len(tokenizer("word " * 500, truncation=True)["input_ids"]) == 128
+    assert len(tokenizer("word " * 500, truncation=True)["input_ids"]) == 130
     scripts("import_model", tmp_path / "out", "--dest", tmp_path / "back")
     for file in ("dict.txt", "tokenizer.json"):
         assert (tmp_path / "back" / file).exists()
@@ -181,7 +181,7 @@ def test_training_goes_on_from_it_with_a_memory(imported, text, tmp_path):
     sizes = {"encoder-embed-dim": 32, "encoder-ffn-embed-dim": 64, "encoder-layers": 3}
     options = [
         *pretraining(tmp_path / "data", tmp_path / "run", updates=2, **sizes),
-        *flags({"encoder-attention-heads": 2, "max-positions": 128, "arch": "pkm_roberta"}),
+        *flags({"encoder-attention-heads": 2, "max-positions": 130, "arch": "pkm_roberta"}),
         *flags({"pkm-layers": 1, "pkm-subkeys": 8, "pkm-topk": 4, "task": "pkm_masked_lm"}),
         *flags({"pkm-init-from": folder / "model.pt"}),
     ]
