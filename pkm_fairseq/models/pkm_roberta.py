@@ -320,8 +320,8 @@ class PKMRobertaModel(RobertaModel):
             checkpoint_file: the checkpoint's name in it.
             data_name_or_path: folder of the binary data the model was trained on, with its
                 dictionary; if it starts with a dot, seen from the folder of the checkpoint.
-            bpe: sentencepiece, gpt2 or tokenizer_json; None for what the files given or found beside the
-                checkpoint or the data say.
+            bpe: sentencepiece, gpt2 or tokenizer_json; None for what the files given or found
+                beside the checkpoint or the data say.
             overrides: options of the checkpoint to change. ``pkm_layers=[4, 8]`` and its like give
                 a model without memory a fresh one; ``pkm_table_dtype="int8"`` or "bf16" keeps the
                 values in fewer bits, for inference; ``sentencepiece_model=``,
