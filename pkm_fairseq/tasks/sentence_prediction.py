@@ -1,5 +1,6 @@
 """Finetuning on sentences and sentence pairs, scored over whole validation sets."""
 
+import os
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 from pkm_fairseq.scores import classification_scores, regression_scores
 from pkm_fairseq.workers import count_workers
 
+from .checked_options import CheckedOptionsTask
 from .init_from import InitFromConfig, InitFromTask
 from .monitored import MonitoredTask
 from .train_part import TrainPartConfig, TrainPartTask
@@ -20,7 +22,9 @@ class PKMSentencePredictionConfig(InitFromConfig, TrainPartConfig, SentencePredi
 
 
 @register_task("pkm_sentence_prediction", dataclass=PKMSentencePredictionConfig)
-class PKMSentencePredictionTask(TrainPartTask, InitFromTask, MonitoredTask, SentencePredictionTask):
+class PKMSentencePredictionTask(
+    CheckedOptionsTask, TrainPartTask, InitFromTask, MonitoredTask, SentencePredictionTask
+):
     """fairseq's sentence_prediction task, with GLUE's metrics on every validation set.
 
     The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``.
