@@ -1,19 +1,10 @@
 """Refuses fairseq's own options with which a training fails, or that would do nothing."""
 
+import re
 from importlib.util import find_spec
 
 import torch
 from fairseq.tasks import FairseqTask
-
-from pkm_fairseq.config import flag
-
-# Without its library fairseq warns and goes on, or fails without naming the option.
-LIBRARIES = {
-    "aim_repo": "aim",
-    "azureml_logging": "azureml",
-    "tpu": "torch_xla",
-    "wandb_project": "wandb",
-}
 
 
 class CheckedOptionsTask(FairseqTask):
@@ -50,9 +41,10 @@ class CheckedOptionsTask(FairseqTask):
         super().post_validate(model, stats, agg)
         metric = self.cfg._get_parent().checkpoint.best_checkpoint_metric
         if metric not in stats:
+            of_all = sorted(name for name in stats if not re.match(r"pkm_l\d", name))
             raise ValueError(
-                f"--best-checkpoint-metric {metric} is not measured: choose one of "
-                f"{', '.join(sorted(stats))}"
+                f"--best-checkpoint-metric {metric} is not measured: choose another, such as "
+                f"{', '.join(of_all)}"
             )
 
 
@@ -66,9 +58,18 @@ def check_training(cfg):
         ValueError: naming what to change.
     """
     common, distributed = cfg.common, cfg.distributed_training
-    for option, library in LIBRARIES.items():
-        if common[option] and find_spec(library) is None:
-            raise ValueError(f"{flag(option)} needs the package {library}: install it or remove it")
+    # Without its library fairseq warns and goes on, or fails without naming the option.
+    libraries = {
+        "--aim-repo": ("aim", common.aim_repo),
+        "--azureml-logging": ("azureml", common.azureml_logging),
+        "--ddp-backend slowmo": ("fairscale", distributed.ddp_backend == "slowmo"),
+        "--tpu": ("torch_xla", common.tpu),
+        "--wandb-project": ("wandb", common.wandb_project),
+        "--zero-sharding os": ("fairscale", distributed.zero_sharding == "os"),
+    }
+    for option, (library, given) in libraries.items():
+        if given and find_spec(library) is None:
+            raise ValueError(f"{option} needs the package {library}: install it or remove {option}")
     if common.model_parallel_size > 1:
         raise ValueError(
             "--model-parallel-size splits the layers of fairseq's Megatron models, not of "

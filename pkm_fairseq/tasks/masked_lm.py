@@ -19,9 +19,7 @@ class PKMMaskedLMConfig(InitFromConfig, TrainPartConfig, MaskedLMConfig):
 
 
 @register_task("pkm_masked_lm", dataclass=PKMMaskedLMConfig)
-class PKMMaskedLMTask(
-    CheckedOptionsTask, TrainPartTask, InitFromTask, MonitoredTask, MaskedLMTask
-):
+class PKMMaskedLMTask(CheckedOptionsTask, TrainPartTask, InitFromTask, MonitoredTask, MaskedLMTask):
     """fairseq's masked_lm task, with the figures of memory usage."""
 
     def check_options(self):

@@ -34,6 +34,19 @@ class PKMSentencePredictionTask(
         super().__init__(cfg, data_dictionary, label_dictionary)
         self._recorded = {}
 
+    @classmethod
+    def setup_task(cls, cfg, **options):
+        """Does what fairseq's task does, which is to read dictionaries.
+
+        Raises:
+            ValueError: if there are several folders of data, or a dictionary cannot be read.
+        """
+        if os.pathsep in cfg.data:
+            raise ValueError(
+                f"{cfg.data} is several folders, of which {cfg._name} reads one: name it"
+            )
+        return super().setup_task(cfg, **options)
+
     def get_batch_iterator(self, dataset, **options):
         self._recorded = {}
         return super().get_batch_iterator(dataset, **options)
