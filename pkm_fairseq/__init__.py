@@ -25,7 +25,8 @@ torch.serialization.add_safe_globals(
 )
 
 # ruff: noqa: E402, F401 - after the above; importing registers
-from . import checkpoint_files
+from . import checkpoint_files, fairseq_fixes
 
 checkpoint_files.install()
+fairseq_fixes.install()
 from . import criterions, models, optim, tasks, text

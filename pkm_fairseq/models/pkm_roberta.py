@@ -130,7 +130,8 @@ class PKMRobertaModel(RobertaModel):
         check_state_dict(state_dict)
         encoder = self.encoder.sentence_encoder
         had_last_norm = encoder.layer_norm is not None
-        super().upgrade_state_dict_named(state_dict, name)
+        with _spectral_heads_known(state_dict):
+            super().upgrade_state_dict_named(state_dict, name)
         if had_last_norm and encoder.layer_norm is None:
             # So fairseq reads checkpoints without a version, as the published ones are.
             raise ValueError(
@@ -287,6 +288,7 @@ class PKMRobertaModel(RobertaModel):
         """
         if self.training and torch.is_grad_enabled():
             self._refuse_compact_tables()
+            _refuse_if_not_pruned(self)
             for values in self._shared_by_optimizer.values():
                 if values.requires_grad and not hasattr(values, "taken_by_lazy_adam"):
                     sparse = is_sparse(values)
@@ -388,6 +390,7 @@ def _refuse_what_cannot_be(args, config):
             "--quant-noise-scalar fails on every RoBERTa: fairseq's scalar noise knows no learned "
             "positions; leave it out or use --quant-noise-pq"
         )
+    _refuse_what_fairseq_cannot(args)
     if not config.pkm_layers:
         return
     if safe_getattr(args, "encoder_layers_to_keep"):
@@ -421,6 +424,57 @@ def _refuse_what_cannot_be(args, config):
             "--ffn-reg-scale-factor needs a feed-forward network in every layer: "
             "leave it out or choose --pkm-mode residual"
         )
+
+
+def _refuse_what_fairseq_cannot(args):
+    """Refuses options with which every RoBERTa fails, or which it ignores."""
+    if safe_getattr(args, "adaptive_input", False):
+        raise ValueError("adaptive_input changes nothing in a RoBERTa: leave it out")
+    if not safe_getattr(args, "quant_noise_pq", 0):
+        return
+    if safe_getattr(args, "spectral_norm_classification_head", False):
+        raise ValueError(
+            "--spectral-norm-classification-head does not go with --quant-noise-pq: leave one out"
+        )
+    block = args.quant_noise_pq_block_size
+    for option in ("encoder_embed_dim", "encoder_ffn_embed_dim"):
+        if getattr(args, option) % block:
+            raise ValueError(
+                f"--quant-noise-pq-block-size {block} does not divide {flag(option)} "
+                f"{getattr(args, option)}: choose one that does"
+            )
+
+
+def _refuse_if_not_pruned(model):
+    """Refuses to train a whole model that options say is a part: its checkpoint would not open."""
+    args = model.args
+    layer = model.encoder.sentence_encoder.layers[0]
+    heads, blocks = (
+        safe_getattr(args, option, -1) for option in ("mha_heads_to_keep", "ffn_blocks_to_remove")
+    )
+    pruned = {
+        "--mha-heads-to-keep": heads == -1
+        or layer.self_attn.q_proj.out_features == heads * layer.self_attn.head_dim,
+        "--ffn-blocks-to-remove": blocks == -1
+        or layer.fc1.out_features == args.encoder_ffn_embed_dim - blocks,
+    }
+    for option, is_pruned in pruned.items():
+        if not is_pruned:
+            raise ValueError(
+                f"{option} is for going on from a checkpoint that was pruned so: name it with "
+                f"--finetune-from-model, or leave {option} out"
+            )
+
+
+@contextmanager
+def _spectral_heads_known(state_dict):
+    """Shows fairseq the weights of heads with spectral norm under the name by which it looks."""
+    ending = ".out_proj.weight_orig"
+    shown = {key[: -len("_orig")]: key for key in state_dict if key.endswith(ending)}
+    state_dict.update({name: state_dict[key] for name, key in shown.items()})
+    yield
+    for name in shown:
+        state_dict.pop(name, None)
 
 
 def _keep_bf16_off_tpu(args):

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
+from pkm_fairseq.fairseq_fixes import bpe_options
+
+from .checked_options import CheckedOptionsTask
 from .init_from import InitFromConfig, InitFromTask
 from .monitored import MonitoredTask
 from .train_part import TrainPartConfig, TrainPartTask
@@ -16,5 +19,24 @@ class PKMMaskedLMConfig(InitFromConfig, TrainPartConfig, MaskedLMConfig):
 
 
 @register_task("pkm_masked_lm", dataclass=PKMMaskedLMConfig)
-class PKMMaskedLMTask(TrainPartTask, InitFromTask, MonitoredTask, MaskedLMTask):
+class PKMMaskedLMTask(CheckedOptionsTask, TrainPartTask, InitFromTask, MonitoredTask, MaskedLMTask):
     """fairseq's masked_lm task, with the figures of memory usage."""
+
+    def check_options(self):
+        super().check_options()
+        cfg = self.cfg
+        if cfg.mask_whole_words:
+            bpe_options(self)
+        if not 0 < cfg.mask_prob < 1:
+            raise ValueError(f"--mask-prob {cfg.mask_prob} is not between 0 and 1")
+        kept, random = cfg.leave_unmasked_prob, cfg.random_token_prob
+        if min(kept, random) < 0 or kept + random > 1:
+            raise ValueError(
+                f"--leave-unmasked-prob {kept} and --random-token-prob {random} are not shares of "
+                "the masked tokens: lower them to 1 together, or raise them to 0"
+            )
+        if cfg.mask_multiple_length < 1 or cfg.mask_stdev < 0:
+            raise ValueError(
+                f"--mask-multiple-length {cfg.mask_multiple_length} has to be 1 or more, and "
+                f"--mask-stdev {cfg.mask_stdev} 0 or more"
+            )

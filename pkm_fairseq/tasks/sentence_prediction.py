@@ -1,5 +1,6 @@
 """Finetuning on sentences and sentence pairs, scored over whole validation sets."""
 
+import os
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from fairseq.tasks.sentence_prediction import SentencePredictionConfig, Sentence
 from pkm_fairseq.scores import classification_scores, regression_scores
 from pkm_fairseq.workers import count_workers
 
+from .checked_options import CheckedOptionsTask
 from .init_from import InitFromConfig, InitFromTask
 from .monitored import MonitoredTask
 from .train_part import TrainPartConfig, TrainPartTask
@@ -20,7 +22,9 @@ class PKMSentencePredictionConfig(InitFromConfig, TrainPartConfig, SentencePredi
 
 
 @register_task("pkm_sentence_prediction", dataclass=PKMSentencePredictionConfig)
-class PKMSentencePredictionTask(TrainPartTask, InitFromTask, MonitoredTask, SentencePredictionTask):
+class PKMSentencePredictionTask(
+    CheckedOptionsTask, TrainPartTask, InitFromTask, MonitoredTask, SentencePredictionTask
+):
     """fairseq's sentence_prediction task, with GLUE's metrics on every validation set.
 
     The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``.
@@ -29,6 +33,19 @@ class PKMSentencePredictionTask(TrainPartTask, InitFromTask, MonitoredTask, Sent
     def __init__(self, cfg, data_dictionary, label_dictionary):
         super().__init__(cfg, data_dictionary, label_dictionary)
         self._recorded = {}
+
+    @classmethod
+    def setup_task(cls, cfg, **options):
+        """Does what fairseq's task does, which is to read dictionaries.
+
+        Raises:
+            ValueError: if there are several folders of data, or a dictionary cannot be read.
+        """
+        if os.pathsep in cfg.data:
+            raise ValueError(
+                f"{cfg.data} is several folders, of which {cfg._name} reads one: name it"
+            )
+        return super().setup_task(cfg, **options)
 
     def get_batch_iterator(self, dataset, **options):
         self._recorded = {}

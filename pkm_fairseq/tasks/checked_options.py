@@ -1,0 +1,104 @@
+"""Refuses fairseq's own options with which a training fails, or that would do nothing."""
+
+import re
+from importlib.util import find_spec
+
+import torch
+from fairseq.tasks import FairseqTask
+
+
+class CheckedOptionsTask(FairseqTask):
+    """Refuses what cannot be trained before the model is built and data are read."""
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """Builds the model.
+
+        Raises:
+            ValueError: if an option of any part of fairseq cannot be, naming what to change.
+        """
+        everything = self.cfg._get_parent()  # None if the task was made by itself
+        # A model that is loaded for use is not trained.
+        if everything and not from_checkpoint:
+            self.check_options()
+            check_training(everything)
+        return super().build_model(cfg, from_checkpoint)
+
+    def check_options(self):
+        """Refuses what the task's options cannot be.
+
+        Raises:
+            ValueError: naming what to change.
+        """
+        if getattr(self.cfg, "d2v2_multi", False):
+            raise ValueError("--d2v2-multi makes batches for data2vec, not for RoBERTa: remove it")
+
+    def post_validate(self, model, stats, agg):
+        """Refuses a metric that there is not, which fairseq only finds out next.
+
+        Raises:
+            ValueError: naming those that there are.
+        """
+        super().post_validate(model, stats, agg)
+        metric = self.cfg._get_parent().checkpoint.best_checkpoint_metric
+        if metric not in stats:
+            of_all = sorted(name for name in stats if not re.match(r"pkm_l\d", name))
+            raise ValueError(
+                f"--best-checkpoint-metric {metric} is not measured: choose another, such as "
+                f"{', '.join(of_all)}"
+            )
+
+
+def check_training(cfg):
+    """Refuses options that no training of a RoBERTa can have, or not on this machine.
+
+    Args:
+        cfg: the options of all parts of fairseq.
+
+    Raises:
+        ValueError: naming what to change.
+    """
+    common, distributed = cfg.common, cfg.distributed_training
+    # Without its library fairseq warns and goes on, or fails without naming the option.
+    libraries = {
+        "--aim-repo": ("aim", common.aim_repo),
+        "--azureml-logging": ("azureml", common.azureml_logging),
+        "--ddp-backend slowmo": ("fairscale", distributed.ddp_backend == "slowmo"),
+        "--tpu": ("torch_xla", common.tpu),
+        "--wandb-project": ("wandb", common.wandb_project),
+        "--zero-sharding os": ("fairscale", distributed.zero_sharding == "os"),
+    }
+    for option, (library, given) in libraries.items():
+        if given and find_spec(library) is None:
+            raise ValueError(f"{option} needs the package {library}: install it or remove {option}")
+    if common.model_parallel_size > 1:
+        raise ValueError(
+            "--model-parallel-size splits the layers of fairseq's Megatron models, not of "
+            "RoBERTa: remove it; --pkm-shards splits a memory's values"
+        )
+    if distributed.pipeline_model_parallel:
+        raise ValueError(
+            "--pipeline-model-parallel is for fairseq's pipeline_parallel_transformer: remove it"
+        )
+    if distributed.cpu_offload:
+        raise ValueError("--cpu-offload is for --ddp-backend fully_sharded: remove it")
+    if cfg.checkpoint.write_checkpoints_asynchronously:
+        raise ValueError(
+            "--write-checkpoints-asynchronously writes no checkpoint_last.pt, from which a "
+            "training goes on: remove it"
+        )
+    if common.cpu or not torch.cuda.is_available():
+        _check_without_gpu(common, distributed)
+
+
+def _check_without_gpu(common, distributed):
+    if common.fp16 and not (common.memory_efficient_fp16 or common.fp16_no_flatten_grads):
+        raise ValueError(
+            "--fp16 needs a GPU: add --fp16-no-flatten-grads or choose --memory-efficient-fp16"
+        )
+    if distributed.distributed_world_size > 1 and distributed.ddp_backend in (
+        "c10d",
+        "pytorch_ddp",
+    ):
+        raise ValueError(
+            f"--ddp-backend {distributed.ddp_backend} needs GPUs: choose --ddp-backend legacy_ddp"
+        )
