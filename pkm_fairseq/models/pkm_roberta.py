@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_options
+from pkm_fairseq.checkpoint_reading import check_file, read_checkpoint
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.modules import CompactValueTable, PKMTransformerEncoder, ProductKeyMemory
 from pkm_fairseq.ops import quantise_rows
@@ -169,16 +170,11 @@ class PKMRobertaModel(RobertaModel):
         Raises:
             ValueError: if it cannot be read or does not fit, naming what to change.
         """
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
-            trained = vars(trained) if isinstance(trained, Namespace) else trained
-            state = checkpoint["model"]
-        except KeyError as error:
-            raise ValueError(f"--pkm-init-from {path} is no checkpoint of fairseq") from error
-        except Exception as error:  # whatever a file that is no checkpoint makes torch raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(f"--pkm-init-from {path} cannot be read: {reason}") from error
+        check_file("--pkm-init-from", path)
+        checkpoint = read_checkpoint(path)
+        trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
+        trained = vars(trained) if isinstance(trained, Namespace) else trained
+        state = checkpoint["model"]
         check_state_dict(state)
         if memory_options(state):
             raise ValueError(
