@@ -1,6 +1,15 @@
 """Large product-key memory for fairseq (Kim & Jung 2020, arXiv 2010.03881), as a user dir."""
 
-# ruff: noqa: E402, F401 - importing registers
+import logging
+
+# Some modules of fairseq set up logging while they are imported, at DEBUG. That of a program that
+# has not set it up itself must stay as it is: they leave alone what has a handler.
+_root = logging.getLogger()
+_unset = not _root.handlers
+if _unset:
+    _root.addHandler(logging.lastResort)
+
+# ruff: noqa: E402, F401 - after the above; importing registers
 from . import checkpoint_files, checkpoint_reading, refusals
 
 refusals.install()
@@ -8,3 +17,6 @@ checkpoint_reading.install()
 checkpoint_files.install()
 
 from . import criterions, models, optim, tasks
+
+if _unset:
+    _root.removeHandler(logging.lastResort)

@@ -94,17 +94,17 @@ def load_checkpoint(stock, cfg, trainer, **options):
         check_file("--restore-file", cfg.restore_file.replace(".pt", f"{suffix}.pt"))
     elif not PathManager.exists(os.path.join(cfg.save_dir, last)):
         # As fairseq looks for them; of its versions not all have the first.
-        options = ("continue_once", "finetune_from_model")
-        named = [option for option in options if getattr(cfg, option, None)]
-        for option in named[:1]:
-            check_file(f"--{option.replace('_', '-')}", cfg[option])
+        starts = ("continue_once", "finetune_from_model")
+        named = [start for start in starts if getattr(cfg, start, None)]
+        for start in named[:1]:
+            check_file(f"--{start.replace('_', '-')}", cfg[start])
     elif not suffix and trainer.data_parallel_rank == 0:  # shards can only be mended together
         mend(Path(cfg.save_dir, last))
     try:
         return stock(cfg, trainer, **options)
     except Exception as error:
         reason = error.__context__
-        if "Cannot load model parameters" in str(error) and isinstance(reason, ValueError):
+        if "Cannot load model parameters" in str(error) and isinstance(reason, RefusalError):
             raise RefusalError(f"{str(error).split(';')[0]}: {reason}") from None
         if "parameter group" not in str(error):  # as torch's optimizers say it
             raise

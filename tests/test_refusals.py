@@ -1,12 +1,15 @@
 """How refusals leave fairseq's commands, and what else is left as it was."""
 
+import ast
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 
 import pytest
 from torch.multiprocessing import ProcessRaisedException
 
+import pkm_fairseq
 from pkm_fairseq.refusals import RefusalError, reason
 
 COMMAND = "/somewhere/fairseq_cli/train.py"
@@ -66,6 +69,21 @@ def test_what_a_worker_refuses_its_parent_says(raised_in_the_worker, expected):
     assert (
         reason(ProcessRaisedException(f"\n\n-- Process 1 terminated:\n{text}", 1, 99)) == expected
     )
+
+
+def test_what_the_package_refuses_is_a_refusal():
+    """But for ops, which know nothing of options: theirs are errors of a program."""
+    root = Path(pkm_fairseq.__file__).parent
+    plain = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in root.rglob("*.py")
+        if "ops" not in path.relative_to(root).parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and getattr(node.exc.func, "id", None) == "ValueError"
+    ]
+    assert not plain, "raise a RefusalError instead"
 
 
 def run(code):
