@@ -7,6 +7,8 @@ import re
 
 import torch
 
+from pkm_fairseq.refusals import RefusalError
+
 # What fairseq 0.12.2 adds to every layer for its BetterTransformer path: a second copy of each
 # weight that is never trained.
 BETTER_TRANSFORMER_COPIES = (
@@ -20,6 +22,7 @@ BETTER_TRANSFORMER_COPIES = (
     "fc2_bias",
 )
 LAYER_KEY = re.compile(r"(?P<layers>.*\blayers\.)(?P<layer>\d+)\.(?P<rest>.+)")
+HEAD_KEY = re.compile(r"\bclassification_heads\.([^.]+)\.")
 # The tensors with a row for each entry of the dictionary.
 DICTIONARY_KEYS = ("embed_tokens.weight", "lm_head.weight", "lm_head.bias")
 # The options that a tensor's sizes follow from, by the end of its name and the dimension, and how
@@ -43,13 +46,13 @@ def check_state_dict(loaded):
         ValueError: naming what is none.
     """
     if not isinstance(loaded, dict):
-        raise ValueError(f"the checkpoint's model is a {type(loaded).__name__}, not a dict")
+        raise RefusalError(f"the checkpoint's model is a {type(loaded).__name__}, not a dict")
     for key, tensor in loaded.items():
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{key!r} is a {type(tensor).__name__} in the checkpoint, no tensor")
+            raise RefusalError(f"{key!r} is a {type(tensor).__name__} in the checkpoint, no tensor")
 
 
-def fit_checkpoint(loaded, model):
+def fit_checkpoint(loaded, model, file=None):
     """Makes a checkpoint's state dict fit a model, without changing either.
 
     A checkpoint without memory gives the model all else; its memory stays as it is in ``model``
@@ -61,6 +64,8 @@ def fit_checkpoint(loaded, model):
     Args:
         loaded: state dict of the checkpoint, as fairseq names tensors today.
         model: state dict of the model.
+        file: what the checkpoint's file holds, where fairseq has renamed, split, left out and
+            added tensors since, as the model's own classification heads.
 
     Returns:
         The state dict to load, with exactly the names and shapes of ``model``, and a list of lines
@@ -70,7 +75,7 @@ def fit_checkpoint(loaded, model):
         ValueError: if the checkpoint cannot fit, naming the shapes and the options to change.
     """
     if not any(key.endswith("sentence_encoder.embed_tokens.weight") for key in loaded):
-        raise ValueError("the checkpoint is no RoBERTa: it lacks sentence_encoder.embed_tokens")
+        raise RefusalError("the checkpoint is no RoBERTa: it lacks sentence_encoder.embed_tokens")
     copies = {key for key in loaded if _is_copy(key, model)}
     replaced = {key for key in loaded.keys() - copies if _is_replaced(key, model)}
     state = {key: loaded[key] for key in loaded if key not in copies | replaced}
@@ -82,6 +87,8 @@ def fit_checkpoint(loaded, model):
     _check_same_names(state, model)
     _check_same_shapes(state, model)
 
+    file = loaded if file is None else file
+    fresh += [f"the classification head {head}" for head in _heads_added(loaded, file)]
     dropped = []
     if copies:
         dropped.append("the copies that fairseq 0.12.2 keeps of each layer")
@@ -89,7 +96,9 @@ def fit_checkpoint(loaded, model):
         dropped.append(f"the feed-forward networks of layers {_layers(replaced)}")
     notes = []
     if fresh or dropped:
-        notes.append(f"taken from the checkpoint: {len(state.keys() & loaded.keys())} tensors")
+        taken = {_memory_of(loaded[key]) for key in state.keys() & loaded.keys()}
+        count = sum(_memory_of(tensor) in taken for tensor in file.values())
+        notes.append(f"taken from the checkpoint: {count} of {len(file)} tensors")
     if fresh:
         notes.append(f"made fresh: {', '.join(fresh)}")
     if dropped:
@@ -114,12 +123,12 @@ def memory_options(state):
     memory = f"{layer}.pkm."
     for needed in ("subkeys", "values.weight"):
         if memory + needed not in state:
-            raise ValueError(f"the checkpoint's memory lacks {memory}{needed}")
+            raise RefusalError(f"the checkpoint's memory lacks {memory}{needed}")
     shapes = tuple(state[memory + "subkeys"].shape), tuple(state[memory + "values.weight"].shape)
     try:
         (heads, _, subkeys, half_key_dim), (_, value_dim) = shapes
     except ValueError:
-        raise ValueError(
+        raise RefusalError(
             f"{memory}subkeys and values.weight are {shapes[0]} and {shapes[1]} in the checkpoint, "
             "which are no memory's shapes"
         ) from None
@@ -162,16 +171,18 @@ def check_same_memory(loaded, model):
     """
     theirs, ours = memory_options(loaded), memory_options(model)
     if not ours:
-        raise ValueError(f"the checkpoint has a memory: add --pkm-layers {theirs['--pkm-layers']}")
+        raise RefusalError(
+            f"the checkpoint has a memory: add --pkm-layers {theirs['--pkm-layers']}"
+        )
     differing = [flag for flag in theirs if theirs[flag] != ours[flag]]
     if differing:
         options = ", ".join(f"{flag} {theirs[flag]} (not {ours[flag]})" for flag in differing)
-        raise ValueError(f"the checkpoint's memory was made with {options}")
+        raise RefusalError(f"the checkpoint's memory was made with {options}")
     tables = [key for key in model if key.endswith(".pkm.values.weight")]
     if len({model[key].data_ptr() for key in tables}) < len(tables) and not all(
         key in loaded and torch.equal(loaded[key], loaded[tables[0]]) for key in tables
     ):
-        raise ValueError(
+        raise RefusalError(
             "the checkpoint's memories have values of their own: remove --pkm-share-values"
         )
 
@@ -198,6 +209,18 @@ def _complete(state, model):
     return fresh
 
 
+def _heads_added(loaded, file):
+    """Returns the names of the classification heads in ``loaded`` that are not the file's."""
+    read = {_memory_of(tensor) for tensor in file.values()}
+    added = (key for key in loaded if _memory_of(loaded[key]) not in read)
+    return sorted({match[1] for match in map(HEAD_KEY.search, added) if match})
+
+
+def _memory_of(tensor):
+    """Returns where a tensor's numbers are: those that are split, or tied, are at one place."""
+    return tensor.untyped_storage().data_ptr()
+
+
 def _lacks_last_entry(key, state, model):
     if not key.endswith(DICTIONARY_KEYS):
         return False
@@ -211,16 +234,16 @@ def _check_same_names(state, model):
         return
     theirs, ours = _count_layers(state), _count_layers(model)
     if theirs != ours:
-        raise ValueError(
+        raise RefusalError(
             f"the checkpoint has {theirs} encoder layers (not {ours}): change --encoder-layers"
         )
     for names, verb in ((missing, "remove"), (unexpected, "add")):
         for end, flag in PRESENCE_OPTIONS.items():
             if any(name.endswith(end) for name in names):
-                raise ValueError(f"the checkpoint was trained otherwise: {verb} {flag}")
+                raise RefusalError(f"the checkpoint was trained otherwise: {verb} {flag}")
     if missing:
-        raise ValueError(f"the checkpoint lacks {', '.join(sorted(missing))}")
-    raise ValueError(f"the model has no place for {', '.join(sorted(unexpected))}")
+        raise RefusalError(f"the checkpoint lacks {', '.join(sorted(missing))}")
+    raise RefusalError(f"the model has no place for {', '.join(sorted(unexpected))}")
 
 
 def _check_same_shapes(state, model):
@@ -231,10 +254,10 @@ def _check_same_shapes(state, model):
         differs = f"{key} is {theirs} in the checkpoint, {ours} in the model"
         for (end, dim), (flag, extra) in SIZE_OPTIONS.items():
             if key.endswith(end) and len(theirs) == len(ours) and theirs[dim] != ours[dim]:
-                raise ValueError(f"{differs}: use {flag} {theirs[dim] - extra}")
+                raise RefusalError(f"{differs}: use {flag} {theirs[dim] - extra}")
         if key.endswith(DICTIONARY_KEYS):
-            raise ValueError(f"{differs}: use the dict.txt that the checkpoint was trained with")
-        raise ValueError(differs)
+            raise RefusalError(f"{differs}: use the dict.txt that the checkpoint was trained with")
+        raise RefusalError(differs)
 
 
 def _is_memory(key):

@@ -9,7 +9,7 @@ in their places.
 
 import functools
 import logging
-import zipfile
+import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,15 +17,17 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
+from pkm_fairseq.checkpoint_reading import check_file, is_cut_off
+from pkm_fairseq.refusals import RefusalError
+
 logger = logging.getLogger(__name__)
 
 
 def install():
-    """Has fairseq write, copy, read and resume from checkpoints as the functions below say."""
+    """Has fairseq write, copy and resume from checkpoints as the functions below say."""
     for owner, wrapper in (
         (PathManager, copy),
         (checkpoint_utils, torch_persistent_save),
-        (checkpoint_utils, load_checkpoint_to_cpu),
         (checkpoint_utils, load_checkpoint),
         (checkpoint_utils, save_checkpoint),
     ):
@@ -70,23 +72,6 @@ def torch_persistent_save(stock, checkpoint, path, async_write=False):
         torch.save(checkpoint, opened)
 
 
-def load_checkpoint_to_cpu(stock, path, *args, **options):
-    """Reads a checkpoint.
-
-    Raises:
-        ValueError: if it cannot be read, naming it.
-    """
-    try:
-        return stock(path, *args, **options)
-    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
-        # torch's explanation of what it found comes after pages on what to do.
-        found = str(error).split("WeightsUnpickler error:")[-1].strip()
-        reason = f"{type(error).__name__}: {found}".splitlines()[0]
-        if Path(path).is_file() and is_cut_off(path):
-            reason = "it is cut off"
-        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
-
-
 def save_checkpoint(stock, cfg, trainer, *args):
     """Writes checkpoints, in which tables that workers split are whole."""
     with ExitStack() as whole:
@@ -100,22 +85,30 @@ def load_checkpoint(stock, cfg, trainer, **options):
     """Starts or resumes a training; mends a cut off ``checkpoint_last.pt`` before.
 
     Raises:
-        ValueError: if it does not fit the model, or another part of it was trained, naming the
-            options.
+        RefusalError: if it is not there, does not fit the model, or is of another part of it,
+            naming the options.
     """
-    # Without a suffix: shards can only be mended together.
-    resumes = cfg.restore_file == "checkpoint_last.pt" and not trainer.checkpoint_suffix
-    if resumes and trainer.data_parallel_rank == 0:
-        mend(Path(cfg.save_dir, "checkpoint_last.pt"))
+    suffix = trainer.checkpoint_suffix or ""
+    last = f"checkpoint_last{suffix}.pt"
+    if cfg.restore_file != "checkpoint_last.pt":
+        check_file("--restore-file", cfg.restore_file.replace(".pt", f"{suffix}.pt"))
+    elif not PathManager.exists(os.path.join(cfg.save_dir, last)):
+        # As fairseq looks for them; of its versions not all have the first.
+        starts = ("continue_once", "finetune_from_model")
+        named = [start for start in starts if getattr(cfg, start, None)]
+        for start in named[:1]:
+            check_file(f"--{start.replace('_', '-')}", cfg[start])
+    elif not suffix and trainer.data_parallel_rank == 0:  # shards can only be mended together
+        mend(Path(cfg.save_dir, last))
     try:
         return stock(cfg, trainer, **options)
     except Exception as error:
         reason = error.__context__
-        if "Cannot load model parameters" in str(error) and isinstance(reason, ValueError):
-            raise ValueError(f"{str(error).split(';')[0]}: {reason}") from None
+        if "Cannot load model parameters" in str(error) and isinstance(reason, RefusalError):
+            raise RefusalError(f"{str(error).split(';')[0]}: {reason}") from None
         if "parameter group" not in str(error):  # as torch's optimizers say it
             raise
-        raise ValueError(
+        raise RefusalError(
             "the checkpoint's optimizer is of another part of the model: give --pkm-freeze-rest "
             "and --pkm-train-slots as it was trained with, or forget its state with "
             "--reset-optimizer"
@@ -126,22 +119,15 @@ def mend(last):
     """Replaces a checkpoint that is cut off by the newest beside it that is whole.
 
     Raises:
-        ValueError: if none is, naming the file to remove.
+        RefusalError: if none is, naming the file to remove.
     """
     if not last.is_file() or not is_cut_off(last):
         return
     others = sorted(last.parent.glob("checkpoint*.pt"), key=lambda file: file.stat().st_mtime)
     whole = [file for file in others if not is_cut_off(file)]
     if not whole:
-        raise ValueError(
+        raise RefusalError(
             f"{last} is cut off, and no other checkpoint there is whole: remove it to begin anew"
         )
     logger.warning("%s is cut off: going on from %s, the newest that is whole", last, whole[-1])
     PathManager.copy(str(whole[-1]), str(last), overwrite=True)
-
-
-def is_cut_off(file):
-    """Tells whether a checkpoint is the first part of a file only: its directory comes last."""
-    with open(file, "rb") as opened:
-        begins_as_whole = b"PK".startswith(opened.read(2))
-    return begins_as_whole and not zipfile.is_zipfile(file)

@@ -11,6 +11,8 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pkm_fairseq.refusals import RefusalError
+
 PKM_MODES = ChoiceEnum(["residual", "replace"])
 QUERY_NORMS = ChoiceEnum(["batch", "layer", "none"])
 VALUE_INITS = ChoiceEnum(["normal", "zero"])
@@ -186,13 +188,13 @@ class PKMConfig(FairseqDataclass):
         elsewhere = OTHER_OPTIONS if "arch" in values else set()
         unknown = sorted(given.keys() - known - elsewhere)
         if unknown:
-            raise ValueError(
+            raise RefusalError(
                 f"unknown model option {', '.join(unknown)}: known are {', '.join(sorted(known))}"
             )
         given = {name: value for name, value in given.items() if name in known}
         of_memory = given.keys() - OF_ANY_ROBERTA
         if of_memory and "pkm_layers" not in given:
-            raise ValueError(
+            raise RefusalError(
                 f"{flag(min(of_memory))} has no effect without a memory: "
                 "add --pkm-layers (empty for a model without memory)"
             )
@@ -202,7 +204,7 @@ class PKMConfig(FairseqDataclass):
                 typed = OmegaConf.merge(typed, {name: value})
             except OmegaConfBaseException as error:
                 reason = str(error).splitlines()[0]
-                raise ValueError(f"{flag(name)} cannot be {value!r}: {reason}") from None
+                raise RefusalError(f"{flag(name)} cannot be {value!r}: {reason}") from None
         plain = OmegaConf.to_container(typed, enum_to_str=True)
         return cls(**{name: plain[name] for name in known})
 
@@ -214,43 +216,43 @@ class PKMConfig(FairseqDataclass):
         """
         for layer in self.pkm_layers:
             if not 0 <= layer < encoder_layers:
-                raise ValueError(
+                raise RefusalError(
                     f"--pkm-layers {layer} does not exist: the encoder has layers 0 to "
                     f"{encoder_layers - 1}; choose among them or raise --encoder-layers"
                 )
         if len(set(self.pkm_layers)) < len(self.pkm_layers):
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-layers {_join(self.pkm_layers)} names a layer twice: name each layer once"
             )
         if self.pkm_share_values and len(self.pkm_layers) == 1:
-            raise ValueError(
+            raise RefusalError(
                 "--pkm-share-values has no effect with one memory: "
                 "remove it or name more layers in --pkm-layers"
             )
         if self.pkm_table_dtype != "model" and not self.pkm_layers:
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-table-dtype {self.pkm_table_dtype} has no effect without a memory: "
                 "remove it or name layers in --pkm-layers"
             )
         if not 0 < self.pkm_layer_norm_eps < 1:
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-layer-norm-eps {self.pkm_layer_norm_eps} is not between 0 and 1: give a "
                 "small number, such as 1e-5"
             )
         if self.pkm_shards < 1:
-            raise ValueError(f"--pkm-shards {self.pkm_shards} must be at least 1: raise it")
+            raise RefusalError(f"--pkm-shards {self.pkm_shards} must be at least 1: raise it")
         if self.pkm_shards > 1 and not self.pkm_layers:
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-shards {self.pkm_shards} has no effect without a memory: "
                 "remove it or name layers in --pkm-layers"
             )
         if self.pkm_shards > 1 and self.pkm_table_dtype != "model":
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-table-dtype {self.pkm_table_dtype} is for evaluation and --pkm-shards for "
                 "training: leave one of the two out"
             )
         if self.pkm_sync_query_norm and self.pkm_query_norm != "batch":
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-sync-query-norm has no effect with --pkm-query-norm {self.pkm_query_norm}: "
                 "remove it or choose batch"
             )
@@ -293,15 +295,15 @@ def check_memory(
         sizes["value_dim"] = value_dim
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1: raise {flag('pkm_' + name)}")
+            raise RefusalError(f"{name}={size} must be at least 1: raise {flag('pkm_' + name)}")
         if size > LARGEST:
-            raise ValueError(f"{name}={size} exceeds {LARGEST}: lower {flag('pkm_' + name)}")
+            raise RefusalError(f"{name}={size} exceeds {LARGEST}: lower {flag('pkm_' + name)}")
     if topk > subkeys:
-        raise ValueError(
+        raise RefusalError(
             f"topk={topk} exceeds subkeys={subkeys}: lower --pkm-topk or raise --pkm-subkeys"
         )
     if key_dim % 2:
-        raise ValueError(
+        raise RefusalError(
             f"key_dim={key_dim} is odd, and a key is made of two halves: make --pkm-key-dim even"
         )
     dropouts = {
@@ -311,15 +313,15 @@ def check_memory(
     }
     for name, p in dropouts.items():
         if not 0 <= p < 1:
-            raise ValueError(f"{name}={p} is not in [0, 1): change {flag('pkm_' + name)}")
+            raise RefusalError(f"{name}={p} is not in [0, 1): change {flag('pkm_' + name)}")
     kept = count_kept(subkeys, key_dropout)
     if kept < topk:
-        raise ValueError(
+        raise RefusalError(
             f"key_dropout={key_dropout} keeps {kept} of subkeys={subkeys}, fewer than topk={topk}: "
             "lower --pkm-key-dropout or --pkm-topk, or raise --pkm-subkeys"
         )
     if key_dropout and kept == subkeys:
-        raise ValueError(
+        raise RefusalError(
             f"key_dropout={key_dropout} has no effect: it keeps all of subkeys={subkeys}; "
             "raise --pkm-key-dropout or remove it"
         )
@@ -332,11 +334,11 @@ def check_memory(
     for name, (choice, known) in choices.items():
         names = [each.value for each in known]
         if choice not in names:
-            raise ValueError(
+            raise RefusalError(
                 f"{name}={choice} is not {' or '.join(names)}: change {flag('pkm_' + name)}"
             )
     if heads_merge == "concat" and heads == 1:
-        raise ValueError(
+        raise RefusalError(
             "--pkm-heads-merge concat has no effect with one head: remove it or raise --pkm-heads"
         )
 

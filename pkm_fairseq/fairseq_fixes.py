@@ -15,6 +15,8 @@ from fairseq.data import language_pair_dataset, token_block_dataset
 from fairseq.tasks.masked_lm import MaskedLMTask
 from fairseq.trainer import Trainer
 
+from pkm_fairseq.refusals import RefusalError
+
 
 def install():
     """Mends all of them."""
@@ -71,7 +73,7 @@ def bpe_options(task):
     everything = task.cfg._get_parent()
     bpe = everything and everything.get("bpe")
     if not bpe:
-        raise ValueError(
+        raise RefusalError(
             "--mask-whole-words needs to know where words begin: add --bpe with its files, as "
             "--bpe sentencepiece --sentencepiece-model, or leave it out"
         )
@@ -121,7 +123,7 @@ def name_a_file_without_average(stock, path):
     try:
         return stock(path)
     except KeyError as error:
-        raise ValueError(
+        raise RefusalError(
             f"--ema-seed-model {path} was trained without --store-ema and has no average: "
             "remove it, and the average starts as the model"
         ) from error

@@ -9,6 +9,8 @@ import json
 
 import torch
 
+from pkm_fairseq.refusals import RefusalError
+
 from .files import write_whole
 
 
@@ -77,16 +79,16 @@ def read_slots(path, sizes):
             lists = json.load(file)["pkm_slots"]
         found = {tuple(of["layers"]): (of["slots_total"], of["slots"]) for of in lists}
         if len(found) < len(lists):
-            raise ValueError("lists the same layers twice")
+            raise RefusalError("lists the same layers twice")
     except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
+        raise RefusalError(f"cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(
+        raise RefusalError(
             "is no list of slots: make one with python -m pkm_fairseq.slots"
         ) from error
     if found.keys() != sizes.keys():
         theirs, ours = (_name(tables) for tables in (found, sizes))
-        raise ValueError(f"lists slots of {theirs}, but the model's memories are of {ours}")
+        raise RefusalError(f"lists slots of {theirs}, but the model's memories are of {ours}")
     return {layers: _check(layers, *found[layers], sizes[layers]) for layers in sizes}
 
 
@@ -100,13 +102,15 @@ def _check(layers, theirs, slots, ours):
     """Returns the slots of a table, (R,), or refuses them."""
     where = _name([layers])
     if theirs != ours:
-        raise ValueError(f"is for a memory of {theirs} slots at {where}, which has {ours}")
+        raise RefusalError(f"is for a memory of {theirs} slots at {where}, which has {ours}")
     if not slots or not isinstance(slots, list):
-        raise ValueError(f"lists no slots of {where}")
+        raise RefusalError(f"lists no slots of {where}")
     if any(type(slot) is not int or not 0 <= slot < ours for slot in slots):
-        raise ValueError(f"lists what is no slot at {where}: they are numbers from 0 to {ours - 1}")
+        raise RefusalError(
+            f"lists what is no slot at {where}: they are numbers from 0 to {ours - 1}"
+        )
     if len(set(slots)) < len(slots):
-        raise ValueError(f"lists a slot of {where} twice")
+        raise RefusalError(f"lists a slot of {where} twice")
     return torch.tensor(sorted(slots))
 
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from pkm_fairseq.command_line import carry_out, device_for, number_from
 from pkm_fairseq.monitor import observe_reads
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.report.checkpoints import open_checkpoint
 from pkm_fairseq.report.evaluate import DataSet
 from pkm_fairseq.slot_lists import best_slots, tf_idf, write_slots
@@ -80,7 +81,7 @@ def list_slots(args):
     for folder in {*args.background} - {args.data}:
         task = task_for(folder, checkpoint.cfg)
         if task.source_dictionary != checkpoint.task.source_dictionary:
-            raise ValueError(
+            raise RefusalError(
                 f"{folder} has another dict.txt than {args.data}: prepare it with that"
             )
         data[folder] = DataSet(task, args.subset, args.batch_size, model, device)
@@ -96,7 +97,7 @@ def list_slots(args):
         slots = best_slots(tf_idf(accesses, batches_with, batches), args.count)
         name = "+".join(map(str, layers))
         if not len(slots):
-            raise ValueError(
+            raise RefusalError(
                 f"the new data access no slot of layer {name} that is worth training: all are in "
                 "each batch of the background; lower --batch-size"
             )
@@ -133,7 +134,9 @@ def task_for(folder, cfg):
     """
     of_glue = (folder / "input0").is_dir()
     if not of_glue and not (folder / "dict.txt").is_file():
-        raise ValueError(f"{folder} is no folder of binary data: it has no dict.txt and no input0")
+        raise RefusalError(
+            f"{folder} is no folder of binary data: it has no dict.txt and no input0"
+        )
     positions = cfg.model.max_positions
     if cfg.task._name.endswith("sentence_prediction") == of_glue:
         options = {**OmegaConf.to_container(cfg.task)}

@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 import torch.distributed as dist
 
+from pkm_fairseq.refusals import RefusalError
+
 ROWS_AT_A_TIME = 2**14
 
 
@@ -59,7 +61,7 @@ class Shard:
     def __init__(self, count):
         workers = count_workers()
         if workers % count:
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-shards {count} does not divide the number of workers, {workers}: change "
                 "it or --distributed-world-size"
             )

@@ -98,12 +98,31 @@ def test_the_notes_say_what_was_taken_made_fresh_and_dropped():
     state, notes = fit_checkpoint(loaded, model)
     taken = sum(key in model for key in loaded)
     assert notes == [
-        f"taken from the checkpoint: {taken} tensors",
+        f"taken from the checkpoint: {taken} of {len(loaded)} tensors",
         "made fresh: the memory of layers 0,2, encoder.lm_head.weight, as the embeddings",
         "dropped: the copies that fairseq 0.12.2 keeps of each layer, "
         "the feed-forward networks of layers 0,2",
     ]
     assert fit_checkpoint(model, model)[1] == []
+
+
+@pytest.mark.parametrize("layout", [without_copies, as_published])
+def test_the_log_counts_the_tensors_of_the_file_and_names_a_fresh_head(layout, caplog):
+    """Though fairseq adds its head, splits attention's projections and drops another's head."""
+    dense = make_model("roberta")
+    dense.register_classification_head("old", num_classes=3)
+    loaded = layout(dense.state_dict())
+    model = make_memory_model()
+    model.register_classification_head("glue", num_classes=2)
+    with caplog.at_level("INFO"):
+        model.load_state_dict(dict(loaded))
+    notes = [record.message for record in caplog.records if "pkm_roberta" in record.name]
+    head = sum("classification_heads.old" in key for key in loaded)
+    assert head == 4
+    assert notes[-2:] == [
+        f"taken from the checkpoint: {len(loaded) - head} of {len(loaded)} tensors",
+        "made fresh: the memory of layers 1, the classification head glue",
+    ]
 
 
 def test_a_dictionary_without_mask_gains_its_row():

@@ -9,6 +9,7 @@ from fairseq.criterions.sentence_prediction import (
 )
 
 from pkm_fairseq.config import flag
+from pkm_fairseq.refusals import RefusalError
 
 from .usage import UsageConfig, check_usage
 
@@ -31,7 +32,7 @@ class PKMSentencePredictionCriterion(SentencePredictionCriterion):
         check_usage(cfg, task, "pkm_sentence_prediction")
         for option in ("report_mcc", "report_acc_and_f1", "report_pearson_and_spearman"):
             if getattr(cfg, option, False):
-                raise ValueError(
+                raise RefusalError(
                     f"{flag(option)}: pkm_sentence_prediction always reports it; remove it"
                 )
         super().__init__(cfg, task)

@@ -6,6 +6,8 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
+from pkm_fairseq.refusals import RefusalError
+
 # A figure that compares with the validation before, or that needs updates since then.
 NOT_AT_EVERY_VALIDATION = ("drift", "stale_top1", "stale_topk", "train_kl")
 
@@ -41,16 +43,16 @@ def check_usage(cfg, task, name):
         ValueError: naming what to change.
     """
     if not hasattr(task, "monitor"):
-        raise ValueError(
+        raise RefusalError(
             f"--criterion {name} needs --task {name}, which counts what the memory reads"
         )
     if cfg.pkm_drift_tokens < 0:
-        raise ValueError(
+        raise RefusalError(
             f"--pkm-drift-tokens {cfg.pkm_drift_tokens} is below 0: give a number of tokens, or 0"
         )
     metric = cfg.best_checkpoint_metric
     if metric.startswith("pkm_") and metric.endswith(NOT_AT_EVERY_VALIDATION):
-        raise ValueError(
+        raise RefusalError(
             f"--best-checkpoint-metric {metric} is not there at every validation: choose "
             "a figure of the validation set alone, such as pkm_top1_usage"
         )

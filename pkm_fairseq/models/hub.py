@@ -10,6 +10,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf, open_dict
 
 from pkm_fairseq.config import PKMConfig
+from pkm_fairseq.refusals import RefusalError
 
 # The files that fairseq's BPEs need: option -> name under which they usually lie beside a model.
 BPE_FILES = {
@@ -25,7 +26,7 @@ def load_interface(model_class, folder, checkpoint_file, data, bpe, overrides):
     data = folder / data if str(data).startswith(".") else Path(data)
     path = folder / checkpoint_file
     if not path.exists():
-        raise ValueError(f"there is no checkpoint {path}")
+        raise RefusalError(f"there is no checkpoint {path}")
     memory = {name: value for name, value in overrides.items() if name.startswith("pkm_")}
     PKMConfig.from_args({"pkm_layers": [], **memory})  # refuses what is unknown or of a wrong type
     overrides = {
@@ -57,10 +58,10 @@ def find_bpe(bpe, given, folders):
         ValueError: if files are missing; fairseq itself would try to download them.
     """
     if bpe is not None and bpe not in BPE_FILES:
-        raise ValueError(f"bpe={bpe} is not {' or '.join(BPE_FILES)}")
+        raise RefusalError(f"bpe={bpe} is not {' or '.join(BPE_FILES)}")
     for option in (option for files in BPE_FILES.values() for option in files):
         if option in given and not Path(given[option]).exists():
-            raise ValueError(f"{option}={given[option]} does not exist")
+            raise RefusalError(f"{option}={given[option]} does not exist")
     # What is named comes before what merely lies there.
     by_mention = sorted(BPE_FILES, key=lambda name: not any(o in given for o in BPE_FILES[name]))
     for name in [bpe] if bpe else by_mention:
@@ -77,7 +78,7 @@ def find_bpe(bpe, given, folders):
         for name, files in BPE_FILES.items()
         if bpe in (None, name)
     )
-    raise ValueError(f"found no files to cut text into tokens with: give {options}")
+    raise RefusalError(f"found no files to cut text into tokens with: give {options}")
 
 
 def make_ours(args, memory, arch="pkm_roberta"):

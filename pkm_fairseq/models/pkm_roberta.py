@@ -22,9 +22,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoint import check_state_dict, fit_checkpoint, memory_options
+from pkm_fairseq.checkpoint_reading import check_file, read_checkpoint
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.modules import CompactValueTable, PKMTransformerEncoder, ProductKeyMemory
 from pkm_fairseq.ops import quantise_rows
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.workers import is_sparse, shard_of
 
 from .hub import load_interface
@@ -61,7 +63,7 @@ class PKMRobertaModel(RobertaModel):
 
     def _refuse_compact_tables(self):
         if self._table_dtype != "model":
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-table-dtype {self._table_dtype} is for evaluation, its values cannot be "
                 "trained: remove it, or call eval()"
             )
@@ -128,13 +130,14 @@ class PKMRobertaModel(RobertaModel):
             ValueError: if it cannot fit, naming the shapes and the options to change.
         """
         check_state_dict(state_dict)
+        file = dict(state_dict)
         encoder = self.encoder.sentence_encoder
         had_last_norm = encoder.layer_norm is not None
         with _spectral_heads_known(state_dict):
             super().upgrade_state_dict_named(state_dict, name)
         if had_last_norm and encoder.layer_norm is None:
             # So fairseq reads checkpoints without a version, as the published ones are.
-            raise ValueError(
+            raise RefusalError(
                 "the checkpoint was trained otherwise: remove --encoder-normalize-before"
             )
         for key in [key for key in state_dict if key.endswith((".search.relu", ".search.sigmoid"))]:
@@ -152,7 +155,7 @@ class PKMRobertaModel(RobertaModel):
             key: model[key][:, :1].expand(-1, model[key].shape[1] * shard.count)
             for key, shard in shards.items()
         }
-        fitted, notes = fit_checkpoint(state_dict, {**model, **whole})
+        fitted, notes = fit_checkpoint(state_dict, {**model, **whole}, file)
         for key, shard in shards.items():
             fresh = fitted[key] is whole[key]
             fitted[key] = model[key] if fresh else shard.columns(fitted[key])
@@ -170,19 +173,14 @@ class PKMRobertaModel(RobertaModel):
         Raises:
             ValueError: if it cannot be read or does not fit, naming what to change.
         """
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
-            trained = vars(trained) if isinstance(trained, Namespace) else trained
-            state = checkpoint["model"]
-        except KeyError as error:
-            raise ValueError(f"--pkm-init-from {path} is no checkpoint of fairseq") from error
-        except Exception as error:  # whatever a file that is no checkpoint makes torch raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(f"--pkm-init-from {path} cannot be read: {reason}") from error
+        check_file("--pkm-init-from", path)
+        checkpoint = read_checkpoint(path)
+        trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
+        trained = vars(trained) if isinstance(trained, Namespace) else trained
+        state = checkpoint["model"]
         check_state_dict(state)
         if memory_options(state):
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-init-from {path} has a memory already: go on from it with --restore-file "
                 "or --finetune-from-model"
             )
@@ -190,7 +188,9 @@ class PKMRobertaModel(RobertaModel):
         for option in ("encoder_attention_heads", "activation_fn", "pkm_layer_norm_eps"):
             theirs, ours = known.get(option), safe_getattr(self.args, option)
             if theirs is not None and theirs != ours:
-                raise ValueError(f"--pkm-init-from {path} has {flag(option)} {theirs} (not {ours})")
+                raise RefusalError(
+                    f"--pkm-init-from {path} has {flag(option)} {theirs} (not {ours})"
+                )
         logger.info("starting from %s", path)
         self.load_state_dict(state)
 
@@ -230,7 +230,7 @@ class PKMRobertaModel(RobertaModel):
         }
         for option, reason in refused.items():
             if safe_getattr(self.args, option):
-                raise ValueError(f"{flag(option)} {reason}: leave it or --pkm-freeze-rest out")
+                raise RefusalError(f"{flag(option)} {reason}: leave it or --pkm-freeze-rest out")
         trained = {id(table.trained) for table in self.tables().values()}
         for name, param in self.named_parameters():
             if id(param) not in trained and not name.startswith(f"classification_heads.{head}."):
@@ -294,7 +294,7 @@ class PKMRobertaModel(RobertaModel):
                     sparse = is_sparse(values)
                     option = "--pkm-grad sparse" if sparse else "--pkm-shards"
                     other = "choose --pkm-grad dense" if sparse else "leave --pkm-shards out"
-                    raise ValueError(
+                    raise RefusalError(
                         f"{option} needs --optimizer pkm_adam, and half precision needs "
                         "--memory-efficient-fp16 or --memory-efficient-bf16 with it: add them, or "
                         f"{other}"
@@ -386,7 +386,7 @@ class PKMRobertaEncoder(RobertaEncoder):
 def _refuse_what_cannot_be(args, config):
     """Refuses RoBERTa's options that fail, would lose the memory or need the FFN it replaced."""
     if safe_getattr(args, "quant_noise_scalar", 0):
-        raise ValueError(
+        raise RefusalError(
             "--quant-noise-scalar fails on every RoBERTa: fairseq's scalar noise knows no learned "
             "positions; leave it out or use --quant-noise-pq"
         )
@@ -394,18 +394,18 @@ def _refuse_what_cannot_be(args, config):
     if not config.pkm_layers:
         return
     if safe_getattr(args, "encoder_layers_to_keep"):
-        raise ValueError(
+        raise RefusalError(
             "--encoder-layers-to-keep renumbers the layers that --pkm-layers names: "
             "prune the model before giving it a memory, or leave one of the two out"
         )
     if safe_getattr(args, "ffn_blocks_to_remove", -1) != -1:
-        raise ValueError(
+        raise RefusalError(
             "--ffn-blocks-to-remove rebuilds the feed-forward networks that memories are attached "
             "to: prune the model before giving it a memory, or leave out --pkm-layers"
         )
     probe = nn.Linear(1, 1)
     if fsdp_wrap(probe, min_num_params=0) is not probe:
-        raise ValueError(
+        raise RefusalError(
             "--ddp-backend fully_sharded flattens parameters, in which a memory is neither found "
             "nor started from a dense checkpoint: choose legacy_ddp or pytorch_ddp"
         )
@@ -415,12 +415,12 @@ def _refuse_what_cannot_be(args, config):
     }
     for option, waits in waiting.items():
         if waits and safe_getattr(args, "encoder_layerdrop", 0):
-            raise ValueError(
+            raise RefusalError(
                 "--encoder-layerdrop drops other layers on each worker, and they would wait for "
                 f"each other in {option}: leave one of the two out"
             )
     if config.pkm_mode == "replace" and safe_getattr(args, "ffn_reg_scale_factor", 0):
-        raise ValueError(
+        raise RefusalError(
             "--ffn-reg-scale-factor needs a feed-forward network in every layer: "
             "leave it out or choose --pkm-mode residual"
         )

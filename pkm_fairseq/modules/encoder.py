@@ -6,6 +6,8 @@ from fairseq.distributed import fsdp_wrap
 from fairseq.models.transformer import TransformerEncoder
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 
+from pkm_fairseq.refusals import RefusalError
+
 from .encoder_layer import PKMTransformerEncoderLayer, SlowPathTransformerEncoderLayer
 from .product_key_memory import ProductKeyMemory
 
@@ -59,7 +61,7 @@ class PKMTransformerEncoder(TransformerEncoder):
                 **config.layer_options(),
             )
         except RuntimeError as error:  # torch's, for sizes it cannot make
-            raise ValueError(
+            raise RefusalError(
                 f"a memory so large cannot be made ({str(error).splitlines()[0]}): lower "
                 "--pkm-subkeys, --pkm-heads, --pkm-key-dim or --pkm-value-dim"
             ) from error

@@ -9,6 +9,7 @@ from torch import nn
 
 from pkm_fairseq.config import PKMConfig, check_memory, count_kept
 from pkm_fairseq.ops import product_key_search
+from pkm_fairseq.refusals import RefusalError
 
 from .cosine_scores import CosineScores
 from .query_norm import build_query_norm
@@ -86,7 +87,7 @@ class ProductKeyMemory(nn.Module):
         )
         self.concat = heads_merge == "concat"
         if self.concat and value_dim is None and input_dim % heads:
-            raise ValueError(
+            raise RefusalError(
                 f"the width {input_dim} cannot be divided among heads={heads}: "
                 "give --pkm-value-dim, or change --pkm-heads or --pkm-heads-merge"
             )
@@ -96,7 +97,7 @@ class ProductKeyMemory(nn.Module):
         if values is not None:
             theirs = len(values.weight), values.value_dim
             if theirs != (slots_total, value_dim):
-                raise ValueError(
+                raise RefusalError(
                     f"the shared values are {theirs}, but this memory needs "
                     f"{(slots_total, value_dim)}"
                 )
@@ -155,7 +156,7 @@ class ProductKeyMemory(nn.Module):
         if padding_mask is None:
             return self._read(tokens).view(x.shape)
         if padding_mask.shape != x.shape[:-1]:
-            raise ValueError(
+            raise RefusalError(
                 f"padding_mask is {tuple(padding_mask.shape)}, but x has tokens "
                 f"{tuple(x.shape[:-1])}: give it the same shape"
             )

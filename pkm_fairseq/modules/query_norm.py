@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.workers import count_workers
 
 
@@ -138,4 +139,4 @@ def build_query_norm(kind, heads, query_dim, sync):
         return nn.LayerNorm(query_dim)
     if kind == "none":
         return nn.Identity()
-    raise ValueError(f"query_norm={kind} is not batch, layer or none: change --pkm-query-norm")
+    raise RefusalError(f"query_norm={kind} is not batch, layer or none: change --pkm-query-norm")

@@ -16,6 +16,7 @@ from pkm_fairseq.ops import (
     weighted_bag,
 )
 from pkm_fairseq.ops.cpu import with_huge_pages
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.workers import ROWS_AT_A_TIME, Shard
 
 GRADIENTS = {"dense": KeptDenseGradient, "sparse": KeptSparseGradient}
@@ -38,11 +39,11 @@ class ValueTable(nn.Module):
     def __init__(self, slots, value_dim, init, grad="dense", shards=1):
         super().__init__()
         if init not in ("normal", "zero"):
-            raise ValueError(f"value_init={init} is not normal or zero: change --pkm-value-init")
+            raise RefusalError(f"value_init={init} is not normal or zero: change --pkm-value-init")
         if grad not in GRADIENTS:
-            raise ValueError(f"grad={grad} is not dense or sparse: change --pkm-grad")
+            raise RefusalError(f"grad={grad} is not dense or sparse: change --pkm-grad")
         if value_dim % shards:
-            raise ValueError(
+            raise RefusalError(
                 f"--pkm-shards {shards} does not divide the width of a value, {value_dim}: change "
                 "it or --pkm-value-dim"
             )

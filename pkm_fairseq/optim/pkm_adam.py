@@ -13,6 +13,7 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
 from pkm_fairseq.config import flag
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.workers import is_sparse, shard_of
 
 from .lazy_adam import LazyAdam
@@ -149,7 +150,7 @@ class PKMAdam(FairseqOptimizer):
         """
         if len(state_dict["param_groups"]) != len(self.param_groups):
             # Which fairseq finds out only where no half precision hides the optimizer.
-            raise ValueError(
+            raise RefusalError(
                 "the checkpoint was not trained with --optimizer pkm_adam: choose its optimizer, "
                 "or forget its state with --reset-optimizer"
             )
@@ -160,7 +161,7 @@ class PKMAdam(FairseqOptimizer):
             saved = "row_step" in state_dict["state"].get(index, {})
             if index in state_dict["state"] and saved != is_sparse(values):
                 theirs, ours = ("sparse", "dense") if saved else ("dense", "sparse")
-                raise ValueError(
+                raise RefusalError(
                     f"the checkpoint's optimizer was trained with --pkm-grad {theirs}: "
                     f"give that, not {ours}, or forget its state with --reset-optimizer"
                 )
@@ -182,39 +183,41 @@ def _read_betas(betas):
             return beta1, beta2
     except (SyntaxError, TypeError, ValueError):
         pass
-    raise ValueError(f"--adam-betas {betas} is not two numbers from 0 to below 1, as (0.9,0.98)")
+    raise RefusalError(f"--adam-betas {betas} is not two numbers from 0 to below 1, as (0.9,0.98)")
 
 
 def _check(cfg, values):
     """Refuses options that have no effect or cannot work."""
     if cfg.amp:
-        raise ValueError(
+        raise RefusalError(
             "--optimizer pkm_adam cannot be used with --amp, with which fairseq unscales gradients "
             "twice: choose --memory-efficient-fp16 or --memory-efficient-bf16"
         )
     if cfg.zero_sharding == "os":
-        raise ValueError(
+        raise RefusalError(
             "--optimizer pkm_adam cannot be used with --zero-sharding os, which puts another "
             "optimizer in its place: leave it out or choose --optimizer adam"
         )
     if cfg.use_bmuf:
-        raise ValueError(
+        raise RefusalError(
             "--optimizer pkm_adam cannot be used with --use-bmuf, which averages the weights of "
             "all workers, but not what this optimizer knows of them: choose --optimizer adam"
         )
     if any(map(shard_of, values)) and cfg.store_ema:
-        raise ValueError(
+        raise RefusalError(
             "--pkm-shards cannot be used with --store-ema, whose average is saved by one worker: "
             "leave one of the two out"
         )
     if cfg.pkm_values_lr_scheduled and cfg.pkm_values_lr is None:
-        raise ValueError("--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it")
+        raise RefusalError(
+            "--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it"
+        )
     for name in ("pkm_values_lr", "pkm_values_weight_decay", "pkm_values_clip_norm"):
         value = getattr(cfg, name)
         if value is not None and value < 0:
-            raise ValueError(f"{flag(name)} {value} is negative: raise it")
+            raise RefusalError(f"{flag(name)} {value} is negative: raise it")
         if value and not values:
-            raise ValueError(
+            raise RefusalError(
                 f"{flag(name)} has no effect, since there are no values to optimize: remove it, or "
                 "give the model a memory with --pkm-layers; with --fp16 add --fp16-no-flatten-grads"
             )

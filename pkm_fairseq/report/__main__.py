@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pkm_fairseq.command_line import carry_out, device_for, number_from
 from pkm_fairseq.monitor import UsageMonitor
+from pkm_fairseq.refusals import RefusalError
 
 from .checkpoints import names_apart, open_checkpoint
 from .evaluate import DataSet, count_usage, find_contexts
@@ -76,7 +77,7 @@ def report(args):
         checkpoint = last if is_last else open_checkpoint(path, args.data, lambda cfg: last.task)
         model = checkpoint.model.to(device).eval()
         if model.max_positions() < data.max_positions:
-            raise ValueError(
+            raise RefusalError(
                 f"{checkpoint.file} reads {model.max_positions()} tokens at once, but the data is "
                 f"read for {last.file}, which reads {data.max_positions}: report on them apart"
             )

@@ -7,6 +7,7 @@ from typing import Optional
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu, load_model_ensemble_and_task
 
 from pkm_fairseq.models.hub import drop_unknown_task_options
+from pkm_fairseq.refusals import RefusalError
 
 
 @dataclass
@@ -43,21 +44,21 @@ def open_checkpoint(path, data, make_task=None):
         ValueError: if there is none, or it cannot be read, or it has no memory.
     """
     if not path.exists():
-        raise ValueError(f"there is no checkpoint {path}")
+        raise RefusalError(f"there is no checkpoint {path}")
     files = [path]
     if path.is_dir():
         files = sorted(path.glob("checkpoint*.pt"), key=lambda file: file.stat().st_mtime)[::-1]
         if not files:
-            raise ValueError(f"there is no checkpoint in {path} yet")
+            raise RefusalError(f"there is no checkpoint in {path} yet")
     file, state = _read_first_whole(files, {"data": str(data)})
     drop_unknown_task_options(state.get("cfg"))
     try:
         task = make_task and make_task(state["cfg"])
         (model,), cfg, task = load_model_ensemble_and_task([str(file)], task=task, state=state)
     except FileNotFoundError as error:
-        raise ValueError(f"{data} is not data for the task of {file}: {error}") from error
+        raise RefusalError(f"{data} is not data for the task of {file}: {error}") from error
     if not getattr(model, "memories", dict)():
-        raise ValueError(f"{file} has no memory")
+        raise RefusalError(f"{file} has no memory")
     history = state.get("optimizer_history") or [{}]
     # A folder may have been moved: what lies beside the checkpoint comes first.
     logdirs = [file.parent / "tensorboard"]
@@ -96,4 +97,4 @@ def _read_first_whole(files, overrides):
             return file, load_checkpoint_to_cpu(str(file), overrides)
         except ValueError as error:
             reasons.append(str(error))
-    raise ValueError(reasons[0])
+    raise RefusalError(reasons[0])

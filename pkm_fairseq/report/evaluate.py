@@ -12,6 +12,7 @@ from fairseq import utils
 from tqdm import tqdm
 
 from pkm_fairseq.monitor import first_examples, observe_reads
+from pkm_fairseq.refusals import RefusalError
 
 
 class Context(NamedTuple):
@@ -41,7 +42,7 @@ class DataSet:
         try:
             task.load_dataset(subset, combine=False, epoch=1)
         except (FileNotFoundError, KeyError, AssertionError) as error:  # each task has its own
-            raise ValueError(f"--subset {subset} cannot be read: {error}") from error
+            raise RefusalError(f"--subset {subset} cannot be read: {error}") from error
         self.subset = subset
         self.pad = task.source_dictionary.pad()
         self.max_positions = model.max_positions()
@@ -53,7 +54,7 @@ class DataSet:
         )
         self._device = device
         if not self.iterator.frozen_batches:
-            raise ValueError(f"--subset {subset} has no sentence that is short enough")
+            raise RefusalError(f"--subset {subset} has no sentence that is short enough")
 
     def batches(self, title, most=None):
         """Yields the batches, or ``most`` of them at random, the same each time.

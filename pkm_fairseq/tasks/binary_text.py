@@ -11,6 +11,8 @@ from fairseq.data.indexed_dataset import (
     infer_dataset_impl,
 )
 
+from pkm_fairseq.refusals import RefusalError
+
 
 def check_binary_text(prefix, dictionary):
     """Reads all of a pair of .bin and .idx, as fairseq does as well before it uses them.
@@ -29,15 +31,17 @@ def check_binary_text(prefix, dictionary):
     try:
         index = MMapIndexedDataset.Index(index_file_path(prefix))
     except (AssertionError, struct.error, ValueError) as error:
-        raise ValueError(f"{index_file_path(prefix)} is cut off: prepare the data again") from error
+        raise RefusalError(
+            f"{index_file_path(prefix)} is cut off: prepare the data again"
+        ) from error
     count = int(index.sizes.sum(dtype=np.int64))
     if count * index.dtype().itemsize != os.path.getsize(path):
-        raise ValueError(f"{path} is not as long as its .idx says: prepare the data again")
+        raise RefusalError(f"{path} is not as long as its .idx says: prepare the data again")
     if not count:
         return
     greatest = np.memmap(path, index.dtype, mode="r").max()
     if greatest >= len(dictionary):
-        raise ValueError(
+        raise RefusalError(
             f"{path} holds the number {greatest}, but its dictionary ends at "
             f"{len(dictionary) - 1}: put the dict.txt there that it was made with"
         )

@@ -6,6 +6,8 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
+from pkm_fairseq.refusals import RefusalError
+
 
 @dataclass
 class InitFromConfig(FairseqDataclass):
@@ -33,6 +35,8 @@ class InitFromTask(FairseqTask):
         # A model that is loaded from its own checkpoint has started long ago.
         if self.cfg.pkm_init_from and not from_checkpoint:
             if not hasattr(model, "init_from"):
-                raise ValueError("--pkm-init-from needs a model of pkm_fairseq: --arch pkm_roberta")
+                raise RefusalError(
+                    "--pkm-init-from needs a model of pkm_fairseq: --arch pkm_roberta"
+                )
             model.init_from(self.cfg.pkm_init_from)
         return model

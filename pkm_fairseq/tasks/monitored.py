@@ -10,6 +10,7 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 
 from pkm_fairseq.monitor import UsageMonitor, first_examples
+from pkm_fairseq.refusals import RefusalError
 
 from .binary_text import check_binary_text
 
@@ -43,7 +44,7 @@ class MonitoredTask(FairseqTask):
             raise  # of an option or a file that is not there, and named
         except Exception as error:  # fairseq raises several kinds, and does not name the file
             reason = str(error).split("\n")[0]
-            raise ValueError(f"a dict.txt in {cfg.data} cannot be read: {reason}") from error
+            raise RefusalError(f"a dict.txt in {cfg.data} cannot be read: {reason}") from error
 
     def load_dataset(self, split, epoch=1, combine=False, **options):
         """Does what fairseq's task does, once the files were checked.

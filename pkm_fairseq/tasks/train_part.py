@@ -7,6 +7,7 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.slot_lists import digest, read_slots
 
 # Under this name the optimizer's state says which part of the model it is of.
@@ -58,14 +59,14 @@ class TrainPartTask(FairseqTask):
             return
         if not getattr(model, "memories", dict)():
             option = "--pkm-train-slots" if path else "--pkm-freeze-rest"
-            raise ValueError(f"{option} needs a model with a memory: add --pkm-layers")
+            raise RefusalError(f"{option} needs a model with a memory: add --pkm-layers")
         if path:
             tables = model.tables()
             sizes = {layers: len(table.weight) for layers, table in tables.items()}
             try:
                 slots = read_slots(path, sizes)
             except ValueError as error:
-                raise ValueError(f"--pkm-train-slots {path} {error}") from error
+                raise RefusalError(f"--pkm-train-slots {path} {error}") from error
             model.train_slots(slots)
             for layers, listed in slots.items():
                 at = "+".join(map(str, layers))
@@ -86,7 +87,7 @@ class TrainPartTask(FairseqTask):
         if self._part and not update_num:
             group[STATE_NAME] = self._part
         if group.get(STATE_NAME) != self._part:
-            raise ValueError(
+            raise RefusalError(
                 "the checkpoint's optimizer is of another --pkm-train-slots or --pkm-freeze-rest: "
                 "give those that it was trained with, or forget its state with --reset-optimizer"
             )

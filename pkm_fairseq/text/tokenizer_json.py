@@ -7,6 +7,8 @@ from pathlib import Path
 from fairseq.data.encoders import register_bpe
 from fairseq.dataclass import FairseqDataclass
 
+from pkm_fairseq.refusals import RefusalError
+
 # What BERT's tokenizers call the symbols of fairseq.
 SPECIAL_SYMBOLS = {
     "[CLS]": "<s>",
@@ -42,14 +44,14 @@ class TokenizerJsonBPE:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise ValueError(
+            raise RefusalError(
                 "--bpe tokenizer_json needs the library tokenizers: pip install tokenizers"
             ) from error
         text = Path(cfg.tokenizer_json).read_text(encoding="utf-8")
         try:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # tokenizers raises nothing more special
-            raise ValueError(
+            raise RefusalError(
                 f"--tokenizer-json {cfg.tokenizer_json} is no file of a fast tokenizer: {error}"
             ) from error
         # A file may ask for all sentences to be made equally long.

@@ -48,7 +48,7 @@ def test_training_follows_full_precision_or_is_refused(
         options["cpu"] = False
     output = train(data, tmp_path, fails=refused, **options)
     if refused:
-        error = "ValueError: --pkm-grad sparse needs --optimizer pkm_adam, and half precision needs"
+        error = "pkm_fairseq: --pkm-grad sparse needs --optimizer pkm_adam, and half precision"
         assert output.splitlines()[-1].startswith(error)
     else:
         assert list(map(float, logged(output, "loss"))) == pytest.approx(

@@ -208,7 +208,15 @@ def test_from_python_a_misspelt_option_and_missing_files_are_refused(dense, data
     [
         ({"encoder-ffn-embed-dim": 48}, "use --encoder-ffn-embed-dim 64"),
         ({"encoder-attention-heads": 4}, "has --encoder-attention-heads 2 (not 4)"),
-        ({"pkm-init-from": "nowhere.pt"}, "--pkm-init-from nowhere.pt cannot be read: "),
+        ({"pkm-init-from": "nowhere.pt"}, "--pkm-init-from nowhere.pt does not exist"),
+        (
+            {"pkm-init-from": False, "restore-file": "nowhere.pt", "reset-optimizer": None},
+            "--restore-file nowhere.pt does not exist",
+        ),
+        (
+            {"pkm-init-from": False, "finetune-from-model": "scripts"},
+            "--finetune-from-model scripts is a folder: name the checkpoint in it",
+        ),
         ({"arch": "roberta"}, "--pkm-init-from needs a model of pkm_fairseq: --arch pkm_roberta"),
     ],
 )
@@ -223,7 +231,7 @@ def test_a_start_that_cannot_be_is_refused(dense, data, tmp_path, changed, messa
     if options["arch"] == "roberta":
         options = {name: value for name, value in options.items() if name not in MEMORY}
     output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options), fails=True)
-    assert output.splitlines()[-1].startswith("ValueError: ")
+    assert output.splitlines()[-1].startswith("pkm_fairseq: ")
     assert message in output.splitlines()[-1]
 
 

@@ -304,7 +304,7 @@ def test_figures_do_not_change_what_is_trained(two_sets, trained, tmp_path):
 def test_what_cannot_be_is_refused_in_one_line(data, tmp_path, changed, message):
     options = {**USAGE, **changed}
     output = run("fairseq-train", *pretraining(data, tmp_path, updates=1, **options), fails=True)
-    assert output.splitlines()[-1].startswith(f"ValueError: {message}")
+    assert output.splitlines()[-1].startswith(f"pkm_fairseq: {message}")
 
 
 def test_usage_is_logged_in_bfloat16(small_set, tmp_path):
