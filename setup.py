@@ -40,6 +40,8 @@ setup(
         # GPU kernels need triton, too; torch for GPUs brings it. Here its interpreter runs them.
         "test": [
             *HUGGING_FACE,
+            'backports.zstd; python_version >= "3.9" and python_version < "3.14"',
+            'datasets; python_version >= "3.10"',
             "hypothesis",
             "pytest",
             "pytest-xdist",

@@ -39,7 +39,16 @@ class PKMSentencePredictionCriterion(SentencePredictionCriterion):
         self.usage_config = cfg
 
     def forward(self, model, sample, reduce=True):
-        """Does what fairseq's criterion does; the task records what is predicted in validation."""
+        """Does what fairseq's criterion does; the task records what is predicted in validation.
+
+        Raises:
+            ValueError: if the rows have no labels.
+        """
+        if "target" not in sample:
+            raise ValueError(
+                f"{self.task.cfg.data} has no labels of these rows: choose another --valid-subset, "
+                "or scripts/tasks/predict.py"
+            )
         if model.training:
             return super().forward(model, sample, reduce)
         model = _OutputKeeper(model)

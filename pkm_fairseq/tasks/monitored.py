@@ -1,5 +1,7 @@
 """Figures that are logged once for each validation set, those of memory usage among them."""
 
+import logging
+import math
 import os
 from contextlib import ExitStack
 from itertools import chain
@@ -13,6 +15,8 @@ from pkm_fairseq.monitor import UsageMonitor, first_examples
 from pkm_fairseq.refusals import RefusalError
 
 from .binary_text import check_binary_text
+
+logger = logging.getLogger(__name__)
 
 
 class MonitoredTask(FairseqTask):
@@ -53,10 +57,12 @@ class MonitoredTask(FairseqTask):
             ValueError: if they are cut off or not of this dictionary.
         """
         folders = utils.split_paths(self.cfg.data)
-        folder = folders[(epoch - 1) % len(folders)]
-        for place in ("", "input0", "input1"):  # of one task's text, and of the other's
-            check_binary_text(os.path.join(folder, place, split), self.source_dictionary)
+        self.check_data(folders[(epoch - 1) % len(folders)], split)
         super().load_dataset(split, epoch=epoch, combine=combine, **options)
+
+    def check_data(self, folder, split):
+        """Refuses what cannot be read of a split in a folder."""
+        check_binary_text(os.path.join(folder, split), self.source_dictionary)
 
     def build_criterion(self, cfg, *args, **options):
         criterion = super().build_criterion(cfg, *args, **options)
@@ -142,6 +148,12 @@ class MonitoredTask(FairseqTask):
 
     def post_validate(self, model, stats, agg):
         """Ends the set, which fairseq does in training alone, and draws its usage."""
+        not_finite = [name for name, value in stats.items() if not math.isfinite(value)]
+        if not_finite:
+            logger.warning(
+                "%s: not a finite number: %s; by such a metric no checkpoint is the best",
+                *(self.monitor.name, ", ".join(not_finite)),
+            )
         counts = self.monitor.counts()
         self.monitor.end_set()
         if self._pictures:

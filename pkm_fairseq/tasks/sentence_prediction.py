@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
+from omegaconf import II
 
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.scores import classification_scores, regression_scores
 from pkm_fairseq.workers import count_workers
 
+from .binary_text import check_binary_text
 from .checked_options import CheckedOptionsTask
 from .init_from import InitFromConfig, InitFromTask
+from .labels import check_kind, check_labels
 from .monitored import MonitoredTask
 from .train_part import TrainPartConfig, TrainPartTask
 
@@ -19,6 +23,10 @@ from .train_part import TrainPartConfig, TrainPartTask
 @dataclass
 class PKMSentencePredictionConfig(InitFromConfig, TrainPartConfig, SentencePredictionConfig):
     """fairseq's options, ``--pkm-init-from``, and those of which part is trained."""
+
+    train_subset: str = II("dataset.train_subset")
+    valid_subset: str = II("dataset.valid_subset")
+    disable_validation: bool = II("dataset.disable_validation")
 
 
 @register_task("pkm_sentence_prediction", dataclass=PKMSentencePredictionConfig)
@@ -33,6 +41,29 @@ class PKMSentencePredictionTask(
     def __init__(self, cfg, data_dictionary, label_dictionary):
         super().__init__(cfg, data_dictionary, label_dictionary)
         self._recorded = {}
+        self._checked = set()  # splits
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """Builds the model, once the labels it is to learn from were checked.
+
+        Raises:
+            ValueError: if they are not there or do not fit, naming file, line and what to change.
+        """
+        if not from_checkpoint:
+            valid = "" if self.cfg.disable_validation else self.cfg.valid_subset
+            for split in [self.cfg.train_subset, *filter(None, valid.split(","))]:
+                self.check_data(self.cfg.data, split, labels_needed=True)
+        return super().build_model(cfg, from_checkpoint)
+
+    def check_data(self, folder, split, labels_needed=False):
+        """Refuses a split that cannot be read, or whose labels do not fit."""
+        if split in self._checked:
+            return
+        for place in ("input0", "input1"):
+            check_binary_text(os.path.join(folder, place, split), self.source_dictionary)
+        check_binary_text(os.path.join(folder, "label", split), self.label_dictionary)
+        check_labels(self.cfg, split, self.source_dictionary, self.label_dictionary, labels_needed)
+        self._checked.add(split)
 
     @classmethod
     def setup_task(cls, cfg, **options):
@@ -42,9 +73,10 @@ class PKMSentencePredictionTask(
             ValueError: if there are several folders of data, or a dictionary cannot be read.
         """
         if os.pathsep in cfg.data:
-            raise ValueError(
+            raise RefusalError(
                 f"{cfg.data} is several folders, of which {cfg._name} reads one: name it"
             )
+        check_kind(cfg)
         return super().setup_task(cfg, **options)
 
     def get_batch_iterator(self, dataset, **options):

@@ -1,28 +1,31 @@
 #!/usr/bin/env python3
 """Turns raw text into what fairseq's masked_lm task reads.
 
-One sentence or line a line, an empty line between documents; files may be gzipped. Encodes the text
-with a sentencepiece model, trained on it unless one is given, with GPT-2's byte-pair encoding or
-with the tokenizer.json of any fast tokenizer, and runs fairseq-preprocess.
+One sentence or line a line, an empty line between documents; UTF-8, in files that may be packed by
+gzip, xz, bzip2 or zstd. Encodes the text with a sentencepiece model, trained on it unless one is
+given, with GPT-2's byte-pair encoding or with the tokenizer.json of any fast tokenizer, and runs
+fairseq-preprocess.
 Makes DEST whole or not at all, and does nothing where DEST is there already.
 """
 
 import argparse
-import gzip
 import os
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import Pool
 from pathlib import Path
 
 import sentencepiece
 
+from pkm_fairseq.command_line import carry_out, number_from
+from pkm_fairseq.files import made_whole
+
 # Scripts are run by their path, which puts only their own folder on Python's.
 sys.path.insert(1, str(Path(__file__).parents[1]))
+from dictionaries import check_fits, load_dictionary, load_encoder  # noqa: E402
 from encoders import (  # noqa: E402
     add_encoder_options,
     encoder_files,
@@ -30,36 +33,55 @@ from encoders import (  # noqa: E402
     make_encoder,
     names_encoder,
 )
+from text_files import Text, find_files  # noqa: E402
 
 LINES_AT_ONCE = 20_000
+# What is longer, sentencepiece leaves out when it trains a model.
+BYTES_OF_A_LINE = 4192
 
 
 def main():
-    args = parse_args()
+    carry_out(prepare, parse_args())
+
+
+def prepare(args):
+    """Makes DEST.
+
+    Raises:
+        ValueError: if text, dictionary or encoder cannot be used, before the work where possible.
+    """
     if args.dest.exists():
         print(f"{args.dest} is there already: remove it to make it anew")
         return
-    partial = args.dest.with_name(args.dest.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-
-    encoded = {}
-    with ExitStack() as stack:
-        to_pieces = start_encoder(args, partial, stack)
-        for split in ("train", "valid"):
-            encoded[split] = partial / f"{split}.encoded"
-            encode(getattr(args, split), to_pieces, encoded[split])
-    binarize(encoded, args.dict, partial, args.workers)
-    for path in encoded.values():
-        path.unlink()
-    partial.rename(args.dest)
+    texts = {
+        split: Text(f"--{split}", [*chain(*getattr(args, split))], args.replace_bad_bytes)
+        for split in ("train", "valid")
+    }
+    check(args, texts)
+    with made_whole(args.dest) as folder:
+        encoded = {}
+        with ExitStack() as stack:
+            to_pieces = start_encoder(args, texts["train"], folder, stack)
+            for split, text in texts.items():
+                encoded[split] = folder / f"{split}.encoded"
+                encode(text, to_pieces, encoded[split])
+        binarize(encoded, args.dict, folder, args.workers)
+        for path in encoded.values():
+            path.unlink()
     print(f"made {args.dest}")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=existing_file, required=True, metavar="FILE")
-    parser.add_argument("--valid", type=existing_file, required=True, metavar="FILE")
+    for split in ("train", "valid"):
+        parser.add_argument(
+            f"--{split}",
+            type=find_files,
+            nargs="+",
+            required=True,
+            metavar="TEXT",
+            help="files, folders of files, or patterns such as 'text/*.gz'",
+        )
     parser.add_argument("--dest", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--vocab-size", type=int, default=32000, help="pieces of a newly trained model"
@@ -71,37 +93,42 @@ def parse_args():
         metavar="FILE",
         help="the dict.txt of the model to go on from (default: made from the training text)",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument(
+        "--replace-bad-bytes",
+        action="store_true",
+        help="put U+FFFD where bytes are no UTF-8 (default: say where they are and stop)",
+    )
+    parser.add_argument("--workers", type=number_from(1), default=os.cpu_count(), help="processes")
     args = parser.parse_args()
-    if args.workers < 1:
-        parser.error(f"--workers {args.workers} is below 1")
-    named = names_encoder(args, parser)
-    if args.dict and not named:
+    args.encoder_given = names_encoder(args, parser)
+    if args.dict and not args.encoder_given:
         parser.error("--dict goes with the encoder it was made with: give that too")
     return args
 
 
-def open_text(path):
-    opened = gzip.open if path.suffix == ".gz" else open
-    return opened(path, "rt", encoding="utf-8")
+def check(args, texts):
+    """Refuses, before anything is made, what cannot be used."""
+    given = load_encoder(args) if args.encoder_given else None
+    if args.dict:
+        check_fits(load_dictionary(args.dict), given, texts["train"].lines())
+    for text in texts.values():
+        text.check()
+    shared = {*texts["train"].files} & {*texts["valid"].files}
+    if shared:
+        print(f"note: {len(shared)} files are in --train and in --valid", flush=True)
 
 
-def start_encoder(args, dest, stack):
+def start_encoder(args, text, dest, stack):
     """Makes the function that turns a list of lines into their pieces.
 
     The encoder's files go into ``dest``, where whoever uses the model will look for them.
     """
-    if not encoder_files(args):
+    if not args.encoder_given:
         args.sentencepiece_model = dest / "sentencepiece.bpe.model"
-        train_sentencepiece(args.train, args.vocab_size, args.sentencepiece_model)
+        train_sentencepiece(text, args.vocab_size, args.sentencepiece_model)
     for name, path in encoder_files(args).items():
         if path != dest / name:
             shutil.copy(path, dest / name)
-    try:
-        make_encoder(args)
-    except Exception as error:  # of whichever library reads it
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        sys.exit(f"error: the encoder's files cannot be read: {reason}")
     # Each process makes its own encoder: they cannot be handed over.
     pool = stack.enter_context(Pool(args.workers, start_worker, (args,)))
     return lambda lines: pool.map(encode_line, lines, chunksize=500)
@@ -109,11 +136,19 @@ def start_encoder(args, dest, stack):
 
 def train_sentencepiece(text, vocab_size, model):
     """Trains a byte-pair model; <s>, </s> and <pad> are left to fairseq's dictionary."""
-    print(f"training {vocab_size} sentencepieces on {text}")
-    with open_text(text) as lines, open(model, "wb") as written:
+    cut = 0
+
+    def lines():
+        nonlocal cut
+        for line in text.lines(f"training {vocab_size} sentencepieces on"):
+            parts = cut_line(line, BYTES_OF_A_LINE)
+            cut += len(parts) > 1
+            yield from parts
+
+    with open(model, "wb") as written:
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines,
+                sentence_iterator=lines(),
                 model_writer=written,
                 model_type="bpe",
                 vocab_size=vocab_size,
@@ -125,7 +160,34 @@ def train_sentencepiece(text, vocab_size, model):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            sys.exit(f"--vocab-size {vocab_size} does not suit {text}: {error}")
+            # Before it stands where in sentencepiece's source that is.
+            reason = str(error).rpartition("] ")[2]
+            raise ValueError(
+                f"--vocab-size {vocab_size} does not suit {text.title}: {reason}"
+            ) from error
+    if cut:
+        print(
+            f"{text.title}: {cut:,} lines are longer than the {BYTES_OF_A_LINE:,} bytes that "
+            "sentencepiece learns from: it was given them cut at white space",
+            flush=True,
+        )
+
+
+def cut_line(line, size):
+    """Cuts a line at white space, and words that are too long, into parts of so many bytes."""
+    if len(line.encode()) <= size:
+        return [line]
+    parts = [b""]
+    for word in line.split():
+        # A character has at most four bytes.
+        for start in range(0, len(word), size // 4):
+            piece = word[start : start + size // 4].encode()
+            joined = parts[-1] + (b" " if parts[-1] and not start else b"") + piece
+            if len(joined) <= size:
+                parts[-1] = joined
+            else:
+                parts.append(piece)
+    return [part.decode() for part in parts if part]
 
 
 _encode = None
@@ -143,18 +205,10 @@ def encode_line(line):
 
 def encode(text, to_pieces, encoded):
     """Writes ``text`` as space-separated pieces, line by line."""
-    size = text.stat().st_size
-    started = time.monotonic()
-    done = 0
-    with open_text(text) as lines, open(encoded, "w", encoding="utf-8") as written:
-        # Where a gzip file stands is told by the file under it.
-        position = lines.buffer.fileobj if text.suffix == ".gz" else lines.buffer
+    lines = text.lines("encoding")
+    with open(encoded, "w", encoding="utf-8") as written:
         while batch := list(islice(lines, LINES_AT_ONCE)):
             written.writelines(line + "\n" for line in to_pieces(batch))
-            done += len(batch)
-            share = min(1.0, position.tell() / size)
-            left = (time.monotonic() - started) * (1 - share) / share
-            print(f"encoded {done:,} lines of {text}: {share:.0%}, {left:.0f} s left", flush=True)
 
 
 def binarize(encoded, dictionary, dest, workers):
@@ -170,7 +224,8 @@ def binarize(encoded, dictionary, dest, workers):
     print("running fairseq-preprocess", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        sys.exit(f"{done.stdout}\nfairseq-preprocess failed")
+        print(done.stdout, file=sys.stderr)
+        raise ValueError("fairseq-preprocess failed: what it said stands above")
     for line in done.stdout.splitlines():
         if "replaced" in line:
             print(line.split(" | ")[-1])

@@ -212,6 +212,19 @@ def test_a_regression_is_scored_by_its_correlations(glue, pretrained, data, tmp_
     assert all(0 <= float(line.split("\t")[1]) <= 5 for line in lines[1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("rte", "STS-B", "holds scores (train.label) and no classes (dict.txt): give --regression"),
+        ("sts_b", "CoLA", "holds classes (dict.txt) and no scores (train.label): remove --regr"),
+        ("mnli", "CoLA", "--num-classes 3 does not fit the 2 classes of"),
+    ],
+)
+def test_a_config_for_other_labels_is_refused(glue, pretrained, tmp_path, name, task, message):
+    output = run(*finetune(name, task, glue, pretrained, tmp_path), fails=True)
+    assert message in output.splitlines()[-1]
+
+
 def test_mnli_has_two_validation_sets_and_two_files_to_submit(glue, pretrained, tmp_path):
     output = run(*finetune("mnli", "MNLI", glue, pretrained, tmp_path, updates=8))
     assert len(logged(output, "valid_accuracy", "valid")) == 1

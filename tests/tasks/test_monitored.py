@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import pytest
+import torch
 from fairseq.tasks import FairseqTask
 
 from pkm_fairseq.tasks.monitored import MonitoredTask
@@ -23,3 +24,15 @@ def test_a_batch_that_only_fills_up_a_shard_is_not_counted(monkeypatch, ignored)
     monkeypatch.setattr(FairseqTask, "train_step", lambda task, sample, model, *_: model.counting)
     step = MonitoredTask(None).train_step
     assert step({}, WatchedModel(), None, None, 1, ignore_grad=ignored) != ignored
+
+
+def test_a_metric_that_is_no_finite_number_is_said(caplog):
+    task = MonitoredTask(None)
+    task.monitor.begin_set("valid")
+    task.post_validate(None, {"loss": float("nan"), "ppl": float("inf"), "num_updates": 3}, None)
+    assert caplog.messages == [
+        "valid: not a finite number: loss, ppl; by such a metric no checkpoint is the best"
+    ]
+    task.monitor.begin_set("valid")
+    task.post_validate(None, {"loss": torch.tensor(0.5), "num_updates": 3}, None)
+    assert len(caplog.messages) == 1
