@@ -49,7 +49,6 @@ class PKMTransformerEncoderLayer(SlowPathTransformerEncoderLayer):
         if replace:
             self.fc1 = self.fc2 = None
 
-
     # How many tokens a memory reads depends on the data, at which torch.compile stumbles.
     @not_compiled
     def forward(self, x, encoder_padding_mask, attn_mask=None):
