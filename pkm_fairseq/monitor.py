@@ -3,6 +3,7 @@
 T tokens, H heads, K slots read per head, S slots, B sentences, L length of the longest.
 """
 
+import threading
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 
@@ -24,7 +25,7 @@ from pkm_fairseq.workers import count_workers
 
 @contextmanager
 def observe_reads(memories):
-    """Keeps what memories read inside the block.
+    """Keeps what memories read inside the block; in evaluation, in this thread alone.
 
     Args:
         memories: a dict from layer to ``ProductKeyMemory``.
@@ -34,10 +35,12 @@ def observe_reads(memories):
         weights, (T, H, K) each, tokens in the order in which the memory gets them.
     """
     reads = {layer: [] for layer in memories}
+    thread = threading.get_ident()
 
     def keep(search, layer, read):
-        # Activation checkpointing trains a layer with two passes, the first without gradients.
-        if torch.is_grad_enabled() or not search.training:
+        # Activation checkpointing trains a layer with two passes, the first without gradients, the
+        # second maybe in a thread of autograd's.
+        if torch.is_grad_enabled() if search.training else threading.get_ident() == thread:
             reads[layer].append(read)
 
     with ExitStack() as hooks:

@@ -31,8 +31,8 @@ class SlowPathTransformerEncoderLayer(TransformerEncoderLayerBase):
 class PKMTransformerEncoderLayer(SlowPathTransformerEncoderLayer):
     """fairseq's encoder layer with a memory beside its feed-forward network or in its place.
 
-    The forward pass stays fairseq's own: the memory reads the input of ``fc1`` and joins the
-    output of ``fc2``, inside the same dropout, residual connection and LayerNorm, before or after.
+    The forward pass stays fairseq's own: the memory reads what ``fc1`` reads and joins what ``fc2``
+    returns, inside the same dropout, residual connection and LayerNorm, before or after.
 
     Args:
         cfg: fairseq's TransformerConfig.
@@ -46,28 +46,47 @@ class PKMTransformerEncoderLayer(SlowPathTransformerEncoderLayer):
         super().__init__(cfg, return_fc=return_fc)
         self.pkm = memory
         self.replace = replace
-        self._memory_input = self._padding_mask = None
         if replace:
-            for part in ("fc1", "activation_fn", "activation_dropout_module", "fc2"):
-                setattr(self, part, nn.Identity())
-        self.fc1.register_forward_pre_hook(self._keep_memory_input)
-        self.fc2.register_forward_hook(self._add_memory)
+            self.fc1 = self.fc2 = None
 
-    # torch.compile takes modules that differ in their hooks for the same, and would run this layer
-    # as it compiled another. It runs as it is in compiled models.
+    # How many tokens a memory reads depends on the data, at which torch.compile stumbles.
     @not_compiled
     def forward(self, x, encoder_padding_mask, attn_mask=None):
         """Does what fairseq's layer does; shapes as there: ``x`` is (seq_len, batch, embed_dim)."""
         # (batch, seq_len) -> (seq_len, batch)
-        self._padding_mask = None if encoder_padding_mask is None else encoder_padding_mask.t()
-        try:
-            return super().forward(x, encoder_padding_mask, attn_mask)
-        finally:
-            self._memory_input = self._padding_mask = None
+        padding_mask = None if encoder_padding_mask is None else encoder_padding_mask.t()
+        layer = WithFeedForward(self, lambda tokens: self.feed_forward(tokens, padding_mask))
+        return TransformerEncoderLayerBase.forward(layer, x, encoder_padding_mask, attn_mask)
 
-    def _keep_memory_input(self, fc1, inputs):
-        (self._memory_input,) = inputs
+    def feed_forward(self, x, padding_mask):
+        """Computes FFN(x) + PKM(x), or PKM(x) alone; ``padding_mask`` is (seq_len, batch)."""
+        if self.replace:
+            return self.pkm(x, padding_mask)
+        return self.ffn(x) + self.pkm(x, padding_mask)
 
-    def _add_memory(self, fc2, inputs, output):
-        read = self.pkm(self._memory_input, self._padding_mask)
-        return read if self.replace else output + read
+    def ffn(self, x):
+        """The feed-forward network of fairseq's layer."""
+        return self.fc2(self.activation_dropout_module(self.activation_fn(self.fc1(x))))
+
+
+class WithFeedForward:
+    """A layer as fairseq's forward pass takes it, but with another feed-forward network.
+
+    Made for one pass: what a pass needs stands here and not in the layer, which threads may share.
+
+    Args:
+        layer: a fairseq encoder layer.
+        feed_forward: takes the place of ``fc1``, ``fc2`` and what is between.
+    """
+
+    def __init__(self, layer, feed_forward):
+        self._layer = layer
+        self.fc1 = self.activation_fn = self.activation_dropout_module = _unchanged
+        self.fc2 = feed_forward
+
+    def __getattr__(self, name):
+        return getattr(self._layer, name)
+
+
+def _unchanged(x):
+    return x

@@ -8,7 +8,8 @@ import logging
 import mmap
 import os
 import sys
-from functools import lru_cache
+import threading
+from functools import lru_cache, wraps
 
 import torch
 
@@ -40,20 +41,39 @@ def compiled(*signature, **options):
 
     With a signature it is compiled at once, for that signature alone. A kernel may call only
     functions of its own file: numba looks at that file alone to tell whether what it kept is out
-    of date.
+    of date. One that runs in parallel is called from Python alone, from any thread.
     """
-    from numba import njit
+    from numba import njit, threading_layer
 
+    numba_imports()  # starts numba's threads, and with that chooses their layer
     # fairseq leaves the root logger at DEBUG, at which numba logs each step of a compilation.
     logging.getLogger("numba").setLevel(logging.INFO)
 
     def decorate(kernel):
         try:
-            return njit(*signature, cache=True, **options)(kernel)
+            kernel = njit(*signature, cache=True, **options)(kernel)
         except RuntimeError:  # no folder to keep it in can be written
-            return njit(*signature, **options)(kernel)
+            kernel = njit(*signature, **options)(kernel)
+        # Two kernels at once in these threads of numba's, which it has where there is neither
+        # OpenMP nor TBB, would abort the process.
+        wait = options.get("parallel") and threading_layer() == "workqueue"
+        return one_at_a_time(kernel) if wait else kernel
 
     return decorate
+
+
+KERNEL_RUNS = threading.Lock()
+
+
+def one_at_a_time(kernel):
+    """Has a kernel wait while another thread runs one."""
+
+    @wraps(kernel)
+    def run(*args):
+        with KERNEL_RUNS:
+            return kernel(*args)
+
+    return run
 
 
 def follow_torch_threads():

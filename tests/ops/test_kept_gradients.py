@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from pkm_fairseq.ops import KeptDenseGradient, KeptSparseGradient, weighted_bag
+from pkm_fairseq.ops import KeptDenseGradient, KeptMemory, KeptSparseGradient, weighted_bag
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 from tests.tolerances import assert_close
 
@@ -179,3 +181,15 @@ def test_a_copy_has_memory_of_its_own(kept):
     read_and_go_back(twin_table, second, twin)
     assert_close(table.grad.to_dense(), expected_gradient(table, first))
     assert_close(twin_table.grad.to_dense(), expected_gradient(table, second))
+
+
+def test_threads_that_ask_at_once_are_not_given_the_same_memory(monkeypatch):
+    def slowly(tensor):
+        time.sleep(0.1)
+        return tensor
+
+    monkeypatch.setitem(KeptMemory.take.__globals__, "with_huge_pages", slowly)
+    table, kept = torch.zeros(SLOTS, DIM), KeptMemory()
+    with ThreadPoolExecutor(4) as threads:
+        given = list(threads.map(lambda _: kept.take(table, SLOTS), range(4)))
+    assert sum(memory is not None for memory in given) == (1 if table.is_cpu else 0)

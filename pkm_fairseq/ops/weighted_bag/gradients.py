@@ -3,6 +3,8 @@
 S slots, D value-dim, T tokens, n rows each token selected, R distinct rows among them.
 """
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -189,6 +191,7 @@ class KeptMemory:
     """
 
     def __init__(self):
+        self._asked = threading.Lock()
         self._kept = None
         self._uses_if_free = None
 
@@ -196,18 +199,19 @@ class KeptMemory:
         """Returns a tensor of ``rows`` rows as wide as ``like``, or None while it is in use."""
         if not like.is_cpu or not hasattr(torch._C, "_storage_Use_Count"):
             return None
-        kept = self._kept
-        if (
-            kept is None
-            or kept.dtype != like.dtype
-            or kept.shape[1] != like.shape[1]
-            or len(kept) < rows
-        ):
-            self._kept = with_huge_pages(like.new_empty(rows, like.shape[1]))
-            self._uses_if_free = self._count_uses()
-        elif self._count_uses() > self._uses_if_free:
-            return None
-        return self._kept[:rows]
+        with self._asked:
+            kept = self._kept
+            if (
+                kept is None
+                or kept.dtype != like.dtype
+                or kept.shape[1] != like.shape[1]
+                or len(kept) < rows
+            ):
+                self._kept = with_huge_pages(like.new_empty(rows, like.shape[1]))
+                self._uses_if_free = self._count_uses()
+            elif self._count_uses() > self._uses_if_free:
+                return None
+            return self._kept[:rows]
 
     def holds(self, tensor):
         """Returns whether ``tensor`` begins where this memory does."""
