@@ -26,7 +26,7 @@ ALLOWED = {
     "monitor": {"usage", "workers"},
     "pictures": {"usage"},
     "criterions": {"config"},
-    "tasks": {"config", "monitor", "pictures", "scores", "slot_lists", "workers"},
+    "tasks": {"config", "fairseq_fixes", "monitor", "pictures", "scores", "slot_lists", "workers"},
     "ops": {"compiling", "workers"},
     "modules": {"checkpoint", "compiling", "config", "ops", "workers"},
     "optim": {"config", "ops", "workers"},

@@ -45,7 +45,7 @@ class PKMSentencePredictionCriterion(SentencePredictionCriterion):
             ValueError: if the rows have no labels.
         """
         if "target" not in sample:
-            raise ValueError(
+            raise RefusalError(
                 f"{self.task.cfg.data} has no labels of these rows: choose another --valid-subset, "
                 "or scripts/tasks/predict.py"
             )

@@ -429,17 +429,17 @@ def _refuse_what_cannot_be(args, config):
 def _refuse_what_fairseq_cannot(args):
     """Refuses options with which every RoBERTa fails, or which it ignores."""
     if safe_getattr(args, "adaptive_input", False):
-        raise ValueError("adaptive_input changes nothing in a RoBERTa: leave it out")
+        raise RefusalError("adaptive_input changes nothing in a RoBERTa: leave it out")
     if not safe_getattr(args, "quant_noise_pq", 0):
         return
     if safe_getattr(args, "spectral_norm_classification_head", False):
-        raise ValueError(
+        raise RefusalError(
             "--spectral-norm-classification-head does not go with --quant-noise-pq: leave one out"
         )
     block = args.quant_noise_pq_block_size
     for option in ("encoder_embed_dim", "encoder_ffn_embed_dim"):
         if getattr(args, option) % block:
-            raise ValueError(
+            raise RefusalError(
                 f"--quant-noise-pq-block-size {block} does not divide {flag(option)} "
                 f"{getattr(args, option)}: choose one that does"
             )
@@ -460,7 +460,7 @@ def _refuse_if_not_pruned(model):
     }
     for option, is_pruned in pruned.items():
         if not is_pruned:
-            raise ValueError(
+            raise RefusalError(
                 f"{option} is for going on from a checkpoint that was pruned so: name it with "
                 f"--finetune-from-model, or leave {option} out"
             )

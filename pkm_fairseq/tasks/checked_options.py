@@ -6,6 +6,8 @@ from importlib.util import find_spec
 import torch
 from fairseq.tasks import FairseqTask
 
+from pkm_fairseq.refusals import RefusalError
+
 
 class CheckedOptionsTask(FairseqTask):
     """Refuses what cannot be trained before the model is built and data are read."""
@@ -30,7 +32,9 @@ class CheckedOptionsTask(FairseqTask):
             ValueError: naming what to change.
         """
         if getattr(self.cfg, "d2v2_multi", False):
-            raise ValueError("--d2v2-multi makes batches for data2vec, not for RoBERTa: remove it")
+            raise RefusalError(
+                "--d2v2-multi makes batches for data2vec, not for RoBERTa: remove it"
+            )
 
     def post_validate(self, model, stats, agg):
         """Refuses a metric that there is not, which fairseq only finds out next.
@@ -42,7 +46,7 @@ class CheckedOptionsTask(FairseqTask):
         metric = self.cfg._get_parent().checkpoint.best_checkpoint_metric
         if metric not in stats:
             of_all = sorted(name for name in stats if not re.match(r"pkm_l\d", name))
-            raise ValueError(
+            raise RefusalError(
                 f"--best-checkpoint-metric {metric} is not measured: choose another, such as "
                 f"{', '.join(of_all)}"
             )
@@ -69,20 +73,22 @@ def check_training(cfg):
     }
     for option, (library, given) in libraries.items():
         if given and find_spec(library) is None:
-            raise ValueError(f"{option} needs the package {library}: install it or remove {option}")
+            raise RefusalError(
+                f"{option} needs the package {library}: install it or remove {option}"
+            )
     if common.model_parallel_size > 1:
-        raise ValueError(
+        raise RefusalError(
             "--model-parallel-size splits the layers of fairseq's Megatron models, not of "
             "RoBERTa: remove it; --pkm-shards splits a memory's values"
         )
     if distributed.pipeline_model_parallel:
-        raise ValueError(
+        raise RefusalError(
             "--pipeline-model-parallel is for fairseq's pipeline_parallel_transformer: remove it"
         )
     if distributed.cpu_offload:
-        raise ValueError("--cpu-offload is for --ddp-backend fully_sharded: remove it")
+        raise RefusalError("--cpu-offload is for --ddp-backend fully_sharded: remove it")
     if cfg.checkpoint.write_checkpoints_asynchronously:
-        raise ValueError(
+        raise RefusalError(
             "--write-checkpoints-asynchronously writes no checkpoint_last.pt, from which a "
             "training goes on: remove it"
         )
@@ -92,13 +98,13 @@ def check_training(cfg):
 
 def _check_without_gpu(common, distributed):
     if common.fp16 and not (common.memory_efficient_fp16 or common.fp16_no_flatten_grads):
-        raise ValueError(
+        raise RefusalError(
             "--fp16 needs a GPU: add --fp16-no-flatten-grads or choose --memory-efficient-fp16"
         )
     if distributed.distributed_world_size > 1 and distributed.ddp_backend in (
         "c10d",
         "pytorch_ddp",
     ):
-        raise ValueError(
+        raise RefusalError(
             f"--ddp-backend {distributed.ddp_backend} needs GPUs: choose --ddp-backend legacy_ddp"
         )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from fairseq.data.indexed_dataset import infer_dataset_impl, make_dataset
 
+from pkm_fairseq.refusals import RefusalError
+
 NAMES_SHOWN = 10
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def check_kind(cfg):
     folder = Path(cfg.data, "label")
     scores = sorted(folder.glob("*.label"))
     if not cfg.regression_target and scores and not (folder / "dict.txt").is_file():
-        raise ValueError(
+        raise RefusalError(
             f"{folder} holds scores ({scores[0].name}) and no classes (dict.txt): give "
             "--regression-target and --num-classes 1"
         )
@@ -56,7 +58,7 @@ def check_labels(cfg, split, dictionary, label_dictionary, needed):
         return  # fairseq says that it is not there
     second = _load(folder / "input1" / split, dictionary)
     if second is not None and len(second) != len(inputs):
-        raise ValueError(
+        raise RefusalError(
             f"{folder / 'input1' / split} has {len(second):,} rows for the {len(inputs):,} of "
             f"{folder / 'input0' / split}: prepare them again, from files of as many lines"
         )
@@ -66,7 +68,7 @@ def check_labels(cfg, split, dictionary, label_dictionary, needed):
     else:
         count = _check_classes(label, cfg, label_dictionary, needed)
     if count is not None and count != len(inputs):
-        raise ValueError(
+        raise RefusalError(
             f"{label} has {count:,} labels for the {len(inputs):,} rows of "
             f"{folder / 'input0' / split}: prepare them again, from files of as many lines"
         )
@@ -82,15 +84,15 @@ def _check_scores(path, cfg, needed):
     """Returns how many scores there are, None if there is no file of them."""
     if not path.is_file():
         if needed and (path.parent / "dict.txt").is_file():
-            raise ValueError(
+            raise RefusalError(
                 f"{path.parent} holds classes (dict.txt) and no scores ({path.name}): remove "
                 "--regression-target, and give --num-classes as many as there are"
             )
         if needed:
-            raise ValueError(f"there are no scores: {path} is missing")
+            raise RefusalError(f"there are no scores: {path} is missing")
         return None
     if cfg.num_classes != 1:
-        raise ValueError(
+        raise RefusalError(
             f"--num-classes {cfg.num_classes} does not fit --regression-target, which takes one "
             f"score a row, as in {path}: give --num-classes 1"
         )
@@ -113,14 +115,14 @@ def _check_classes(prefix, cfg, dictionary, needed):
     names = class_names(dictionary)
     if len(names) != cfg.num_classes:
         shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
-        raise ValueError(
+        raise RefusalError(
             f"--num-classes {cfg.num_classes} does not fit the {len(names)} classes of "
             f"{prefix.parent / 'dict.txt'} ({shown}): give --num-classes {len(names)}"
         )
     labels = _load(prefix, dictionary)
     if labels is None:
         if needed:
-            raise ValueError(f"there are no labels: {prefix}.bin is missing")
+            raise RefusalError(f"there are no labels: {prefix}.bin is missing")
         return None
     if labels.supports_prefetch:
         labels.prefetch(range(len(labels)))
@@ -147,4 +149,4 @@ def _refuse(path, bad, advice):
     if bad:
         number, fault = bad[0]
         more = f" (and {len(bad) - 1:,} such lines more)" if len(bad) > 1 else ""
-        raise ValueError(f"{path}:{number}: {fault}{more}: {advice}")
+        raise RefusalError(f"{path}:{number}: {fault}{more}: {advice}")

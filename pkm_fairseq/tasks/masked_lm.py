@@ -6,6 +6,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
 from pkm_fairseq.fairseq_fixes import bpe_options
+from pkm_fairseq.refusals import RefusalError
 
 from .checked_options import CheckedOptionsTask
 from .init_from import InitFromConfig, InitFromTask
@@ -28,15 +29,15 @@ class PKMMaskedLMTask(CheckedOptionsTask, TrainPartTask, InitFromTask, Monitored
         if cfg.mask_whole_words:
             bpe_options(self)
         if not 0 < cfg.mask_prob < 1:
-            raise ValueError(f"--mask-prob {cfg.mask_prob} is not between 0 and 1")
+            raise RefusalError(f"--mask-prob {cfg.mask_prob} is not between 0 and 1")
         kept, random = cfg.leave_unmasked_prob, cfg.random_token_prob
         if min(kept, random) < 0 or kept + random > 1:
-            raise ValueError(
+            raise RefusalError(
                 f"--leave-unmasked-prob {kept} and --random-token-prob {random} are not shares of "
                 "the masked tokens: lower them to 1 together, or raise them to 0"
             )
         if cfg.mask_multiple_length < 1 or cfg.mask_stdev < 0:
-            raise ValueError(
+            raise RefusalError(
                 f"--mask-multiple-length {cfg.mask_multiple_length} has to be 1 or more, and "
                 f"--mask-stdev {cfg.mask_stdev} 0 or more"
             )

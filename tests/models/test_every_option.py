@@ -50,6 +50,7 @@ BAD = [
     *[(name, bad) for name in SIZES for bad in BAD_SIZES],
     *[(name, bad) for name in DROPOUTS for bad in (1, -0.1, float("nan"), float("inf"), "a")],
     *[("pkm_shards", bad) for bad in (*BAD_SIZES, 2)],
+    *[("pkm_layer_norm_eps", bad) for bad in (0, -1e-5, 1, float("nan"), "a")],
     ("pkm_key_dim", 3),
     *[("pkm_key_dropout", bad) for bad in (0.01, 0.9)],
     ("pkm_top_k", 3),
@@ -74,6 +75,7 @@ def options(draw):
         **dict.fromkeys(SWITCHES, st.booleans()),
         "pkm_shards": st.just(1),  # of one worker
         "pkm_table_dtype": st.just("model"),  # the others cannot be trained
+        "pkm_layer_norm_eps": st.sampled_from([1e-5, 1e-12]),
     }
     assert memory.keys() == OPTIONS.keys(), "an option is never drawn"
     return draw(st.fixed_dictionaries({**memory, **ROBERTA}))
