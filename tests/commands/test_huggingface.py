@@ -271,6 +271,7 @@ for folder in sys.argv[4:]:
             "numbers": [tokenizer(line)["input_ids"] for line in lines],
             "pair": tokenizer(*lines[:2])["input_ids"],
             "mask": tokenizer("The <mask> is here.")["input_ids"],
+            "long": len(tokenizer("word " * 500, truncation=True)["input_ids"]),
             "text": tokenizer.decode(tokenizer(lines[0])["input_ids"], skip_special_tokens=True),
         }
 torch.save(found, sys.argv[3])
@@ -375,6 +376,23 @@ def test_an_exported_tokenizer_cuts_text_as_fairseq_does(exports, data, text):
     assert found["pair"] == [0, *numbers[0], 2, 2, *numbers[1], 2]
     assert found["mask"] == [0, *encode("The"), len(dictionary), *encode("is here."), 2]
     assert found["text"] == lines[0]
+    assert found["long"] == DENSE["max_positions"]
+
+
+def test_a_model_without_a_tokenizer_comes_back_with_its_dictionary(exports, scripts, tmp_path):
+    folder, model, _ = exports[0]["dense"]
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(folder / "dict.txt", data)
+    checkpoint = shutil.copy(folder.with_suffix(".pt"), data)
+    scripts("export_model", checkpoint, "--data", data, "--dest", tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer_config.json").exists()
+    scripts("import_model", tmp_path / "out", "--dest", tmp_path / "back")
+    back, there = (Dictionary.load(str(of / "dict.txt")) for of in (tmp_path / "back", data))
+    assert [*back.symbols, "<mask>"] == there.symbols
+    state = load_model_state(tmp_path / "back/model.pt")
+    expected = {key: value for key, value in model.state_dict().items() if key in state}
+    assert_same_state(state, expected)
 
 
 def test_labels_are_named_as_in_the_data(exports):
