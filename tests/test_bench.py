@@ -215,3 +215,18 @@ def test_figures_of_the_gpu_kernels(run, monkeypatch, tmp_path):
     ]
     assert all(row["measured"] > 0 for row in [*ops, *whole])
     assert os.environ["PKM_KERNELS"] == "1"
+
+
+@pytest.mark.skipif(not triton_imports(), reason="triton is not installed")
+def test_tiles_are_measured_beside_those_in_use_and_one_that_fails_is_named(
+    run, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    tiles = import_module("bench_tiles")
+    monkeypatch.setattr(tiles, "TILES", {("weighted_bag", "TILE"): ((tiles.BAG,), (256, -1))})
+    run("bench_tiles", [*TINY_OPS.split(), "--device", DEVICE, "--json", tmp_path / "tiles.json"])
+    small, none = json.loads((tmp_path / "tiles.json").read_text())["results"]
+    assert (small["in_use"], small["size"]) == (4096, 256)
+    assert small["times_faster"] > 0
+    assert "times_faster" not in none
+    assert f"bag: TILE -1 for 4096, {none['failed']}" in capsys.readouterr().out

@@ -1,9 +1,9 @@
 """Measures what the GPU kernels are to reach: figures, what was measured, and whether it is enough.
 
 Runs bench_ops.py and bench_layer.py, which check first that what they compare computes the same,
-and bench_models.py, or some of them, on a GPU in bfloat16. They print more than the figures. On a
-CPU, small sizes show that all of it runs; with TRITON_INTERPRET=1 in the environment, triton's
-interpreter runs the kernels there.
+bench_tiles.py and bench_models.py, or some of them, on a GPU in bfloat16. They print more than the
+figures. On a CPU, small sizes show that all of it runs; with TRITON_INTERPRET=1 in the environment,
+triton's interpreter runs the kernels there.
 """
 
 import argparse
@@ -12,11 +12,13 @@ from pathlib import Path
 import bench_layer
 import bench_models
 import bench_ops
+import bench_tiles
 from contestants import DENSE, SPARSE, TEXTBOOK
 from measure import figure, print_figures, write_json
 
 OPTIONS = {
     "ops": "--tokens 65536",
+    "tiles": "--tokens 65536",
     "layer": "--tokens 65536 --dim 768 --subkeys 512",
     "models": "--inference --training roberta_base roberta_large pkm_roberta_base "
     "pkm_roberta_base:pkm_grad=sparse --batch 16 --length 512",
@@ -65,6 +67,7 @@ def figures_of_layer(records):
 
 BENCHMARKS = {
     "ops": (bench_ops, figures_of_ops),
+    "tiles": (bench_tiles, lambda results: []),
     "layer": (bench_layer, figures_of_layer),
     "models": (bench_models, list),
 }

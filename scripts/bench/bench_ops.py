@@ -32,7 +32,8 @@ from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 
 FORMS = {"torch": "0", "kernels": "1"}
 EMBEDDING_BAG = "EmbeddingBag"
-SEARCH, BAG, BAG_BACKWARD = "search", "bag", "bag backward, touched rows"
+SEARCH, SEARCH_BACKWARD = "search", "search and its backward"
+BAG, BAG_BACKWARD = "bag", "bag backward, touched rows"
 DENSE_BACKWARD, ADAM, COPY = "bag backward, dense", "Adam of the touched rows", "copy of the table"
 CHECKED_TOKENS = 4
 COMPARED_ROWS = 1000
@@ -103,7 +104,7 @@ def make_works(args):
     dense_backward = bag_backward(read, values, slots, weights, grad_output)
     in_forms = {
         SEARCH: search,
-        "search and its backward": search_and_backward,
+        SEARCH_BACKWARD: search_and_backward,
         BAG: lambda: (weighted_bag(values, slots, weights),),
         BAG_BACKWARD: lambda: touched_row_gradients(values, slots, weights, grad_output),
         DENSE_BACKWARD: dense_backward,

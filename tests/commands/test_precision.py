@@ -17,7 +17,11 @@ OPTIMIZERS = {
     "sparse": {"optimizer": "pkm_adam", "pkm-grad": "sparse"},
 }
 ON_GPU = pytest.param(
-    "gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    "gpu",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    ],
 )
 UPDATES = 5
 

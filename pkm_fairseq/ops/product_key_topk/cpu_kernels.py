@@ -1,8 +1,8 @@
 """The search in one sweep over the scores of both halves, compiled with numba.
 
-T tokens, H heads, N sub-keys per half, K slots to select.
+T tokens, H heads, N sub-keys per half, K slots to select, G groups of sub-keys.
 
-Scores are selected as integers that lie in the same order, each above its own place: one number
+Scores are compared as integers that lie in the same order, each above its own place: one number
 to compare and to move, and an order in which NaN and infinities are as good as any.
 """
 
@@ -16,6 +16,10 @@ from torch.autograd.function import once_differentiable
 from ..cpu import compiled, follow_torch_threads
 
 PLACE_BITS = 32
+PLACES = 2**PLACE_BITS - 1
+TAKEN = np.int64(-(2**63))
+# The greatest of so many keys is known, so that to take one looks at these and at few others.
+GROUP = 16
 
 
 class KernelTopk(torch.autograd.Function):
@@ -26,13 +30,10 @@ class KernelTopk(torch.autograd.Function):
         follow_torch_threads()
         *shape, subkeys = scores1.shape
         tokens, heads = math.prod(shape[:-1]), math.prod(shape[-1:])
-        bits1, bits2 = (
-            half.float().reshape(tokens, heads, subkeys).view(torch.int32).numpy()
-            for half in (scores1, scores2)
-        )
+        halves = (half.float().reshape(tokens, heads, subkeys) for half in (scores1, scores2))
         scores = torch.empty(tokens, heads, k)
         slots = torch.empty(tokens, heads, k, dtype=torch.int64)
-        search(bits1, bits2, scores.numpy(), slots.numpy())
+        search(*(half.detach().numpy() for half in halves), scores.numpy(), slots.numpy())
         ctx.save_for_backward(slots)
         ctx.halves = scores1.shape, scores1.dtype
         slots = slots.view(*shape, k)
@@ -53,107 +54,95 @@ class KernelTopk(torch.autograd.Function):
 
 
 @compiled()
-def reverse_negative(bits):
-    """Turns a float's bits into an integer that compares like it, and back."""
-    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+def key_of(score, place):
+    """Returns an integer that compares like the score, above its place."""
+    bits = np.float32(score).view(np.int32)
+    in_order = np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return np.int64(in_order) << PLACE_BITS | place
 
 
 @compiled()
-def lower_bound(keys, k):
-    """Returns a number that at least ``k`` keys reach, and few more where keys are many.
-
-    It is the k-th greatest of the maxima of 2k groups of keys: k groups reach it.
-    """
-    groups = 2 * k
-    bound = np.int32(-(2**31))
-    if len(keys) <= groups:
-        return bound
-    maxima = keys[:groups].copy()
-    for start in range(groups, len(keys), groups):
-        for group in range(min(groups, len(keys) - start)):
-            maxima[group] = max(maxima[group], keys[start + group])
-    for maximum in maxima:
-        reached = np.int32(0)
-        for other in maxima:
-            reached = np.int32(reached + np.int32(other >= maximum))
-        if reached >= k and maximum > bound:
-            bound = maximum
-    return bound
+def arrange(scores, keys, greatest):
+    """Fills ``keys``, (G * GROUP,), as far as there are scores, and ``greatest``, (G,)."""
+    for place in range(len(scores)):
+        keys[place] = key_of(scores[place], place)
+    for group in range(len(greatest)):
+        top = TAKEN
+        for place in range(group * GROUP, (group + 1) * GROUP):
+            top = max(top, keys[place])
+        greatest[group] = top
 
 
 @compiled()
-def select(bits, keys, candidates, best):
-    """Fills ``best``, (K,), with the greatest keys and their places, greatest first.
-
-    ``keys``, (N,), and ``candidates``, (N + 1,), are room to work in.
-    """
-    for place in range(len(bits)):
-        keys[place] = reverse_negative(bits[place])
-    bound = lower_bound(keys, len(best))
-    count = 0
-    for place in range(len(keys)):
-        # Written always and kept if it counts: a branch would be mispredicted too often.
-        candidates[count] = (np.int64(keys[place]) << PLACE_BITS) | place
-        count += keys[place] >= bound
-
-    held = 0
-    for candidate in candidates[:count]:
-        if held < len(best):
-            held += 1
-        elif candidate < best[-1]:
-            continue
-        rank = held - 1
-        while rank > 0 and best[rank - 1] < candidate:
-            best[rank] = best[rank - 1]
-            rank -= 1
-        best[rank] = candidate
+def take(keys, greatest):
+    """Takes the greatest key out and returns its place."""
+    top = greatest[0]
+    for group in range(1, len(greatest)):
+        top = max(top, greatest[group])
+    place = top & PLACES
+    group = place // GROUP
+    rest = TAKEN
+    for other in range(group * GROUP, (group + 1) * GROUP):
+        rest = max(rest, TAKEN if keys[other] == top else keys[other])
+    greatest[group] = rest
+    keys[place] = TAKEN
+    return place
 
 
 @compiled()
-def pair(best1, best2, subkeys, scores, slots):
+def pair(half1, half2, keys, greatest, places, taken, pairs, scores, slots):
     """Fills ``scores`` and ``slots``, (K,), with the best pairs, best first.
 
     With both halves sorted, the pair at ranks (i, j) is beaten or equalled by those at (i - 1, j)
     and (i, j - 1). So the next best pair is always the first that is left of some i, and no i is
-    of use before i - 1 has given its first pair.
+    of use before i - 1 has given its first pair. Each half is sorted as far as ranks are of use,
+    which is rarely far. ``places`` of the ranks, (2, K), how many pairs each i has ``taken``, (K,),
+    and the next of its ``pairs``, (K,), are room to work in.
     """
-    k = len(slots)
-    scores1 = reverse_negative((best1 >> PLACE_BITS).astype(np.int32)).view(np.float32)
-    scores2 = reverse_negative((best2 >> PLACE_BITS).astype(np.int32)).view(np.float32)
-    taken = np.zeros(k, np.int64)  # how many pairs each i has given
-    next_scores = np.empty(k, np.float32)  # the score of the next pair of each i
-    next_scores[0] = scores1[0] + scores2[0]
-    in_use = 1
-    place = (1 << PLACE_BITS) - 1
+    k, subkeys = len(slots), len(half1)
+    places[0, 0], places[1, 0] = take(keys[0], greatest[0]), take(keys[1], greatest[1])
+    pairs[0], taken[0] = key_of(half1[places[0, 0]] + half2[places[1, 0]], 0), 0
+    ranks1 = ranks2 = 1  # that are sorted
     for rank in range(k):
-        i = 0
-        for other in range(1, in_use):
-            if next_scores[other] > next_scores[i]:
-                i = other
-        scores[rank] = next_scores[i]
-        slots[rank] = (best1[i] & place) * subkeys + (best2[taken[i]] & place)
-        taken[i] += 1
-        if taken[i] < k:  # else this was the last pair of all
-            next_scores[i] = scores1[i] + scores2[taken[i]]
-        if i + 1 == in_use and in_use < k:
-            next_scores[in_use] = scores1[in_use] + scores2[0]
-            in_use += 1
+        best = pairs[0]
+        for other in range(1, ranks1):
+            best = max(best, pairs[other])
+        i = best & PLACES
+        j = taken[i]
+        place1, place2 = places[0, i], places[1, j]
+        scores[rank] = half1[place1] + half2[place2]
+        slots[rank] = place1 * subkeys + place2
+        taken[i] = j + 1
+        if j + 1 == ranks2 and ranks2 < k:
+            places[1, ranks2] = take(keys[1], greatest[1])
+            ranks2 += 1
+        pairs[i] = TAKEN  # unless i has another
+        if j + 1 < k:
+            pairs[i] = key_of(half1[place1] + half2[places[1, j + 1]], i)
+        if i + 1 == ranks1 and ranks1 < k:
+            place1 = take(keys[0], greatest[0])
+            places[0, ranks1], taken[ranks1] = place1, 0
+            pairs[ranks1] = key_of(half1[place1] + half2[places[1, 0]], ranks1)
+            ranks1 += 1
 
 
 # The signature spares a second compilation for halves that do not lie together in memory.
-@compiled("(int32[:,:,:], int32[:,:,:], float32[:,:,::1], int64[:,:,::1])", parallel=True)
-def search(bits1, bits2, scores, slots):
-    """Fills ``scores`` and ``slots``, (T, H, K), from the bits of both halves' scores."""
-    tokens, heads, subkeys = bits1.shape
+@compiled("(float32[:,:,:], float32[:,:,:], float32[:,:,::1], int64[:,:,::1])", parallel=True)
+def search(halves1, halves2, scores, slots):
+    """Fills ``scores`` and ``slots``, (T, H, K), from the scores of both halves, (T, H, N)."""
+    tokens, heads, subkeys = halves1.shape
     k = slots.shape[2]
+    groups = (subkeys + GROUP - 1) // GROUP
     for t in prange(tokens):
-        keys = np.empty(subkeys, np.int32)
-        candidates = np.empty(subkeys + 1, np.int64)
-        best1, best2 = np.empty(k, np.int64), np.empty(k, np.int64)
+        keys = np.full((2, groups * GROUP), TAKEN)
+        greatest = np.empty((2, groups), np.int64)
+        places = np.empty((2, k), np.int64)
+        taken, pairs = np.empty(k, np.int64), np.empty(k, np.int64)
         for h in range(heads):
-            select(bits1[t, h], keys, candidates, best1)
-            select(bits2[t, h], keys, candidates, best2)
-            pair(best1, best2, subkeys, scores[t, h], slots[t, h])
+            half1, half2 = halves1[t, h], halves2[t, h]
+            arrange(half1, keys[0], greatest[0])
+            arrange(half2, keys[1], greatest[1])
+            pair(half1, half2, keys, greatest, places, taken, pairs, scores[t, h], slots[t, h])
 
 
 @compiled(parallel=True)
