@@ -16,7 +16,8 @@ refusals.install()
 checkpoint_reading.install()
 checkpoint_files.install()
 
-from . import criterions, models, optim, tasks
+from . import criterions, models, optim, overrides, tasks
 
+overrides.install()
 if _unset:
     _root.removeHandler(logging.lastResort)
