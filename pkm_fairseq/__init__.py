@@ -17,7 +17,8 @@ checkpoint_reading.install()
 checkpoint_files.install()
 fairseq_fixes.install()
 
-from . import criterions, models, optim, tasks, text
+from . import criterions, models, optim, overrides, tasks, text
 
+overrides.install()
 if _unset:
     _root.removeHandler(logging.lastResort)

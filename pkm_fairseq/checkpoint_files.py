@@ -19,6 +19,7 @@ from fairseq.file_io import PathManager
 
 from pkm_fairseq.checkpoint_reading import check_file, is_cut_off
 from pkm_fairseq.refusals import RefusalError
+from pkm_fairseq.sweeps import begin_training
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def load_checkpoint(stock, cfg, trainer, **options):
         RefusalError: if it is not there, does not fit the model, or is of another part of it,
             naming the options.
     """
+    begin_training(cfg.save_dir, trainer.data_parallel_rank == 0)
     suffix = trainer.checkpoint_suffix or ""
     last = f"checkpoint_last{suffix}.pt"
     if cfg.restore_file != "checkpoint_last.pt":

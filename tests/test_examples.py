@@ -46,6 +46,14 @@ def test_a_config_names_every_option_and_they_work_together(path):
     assert options.pkm_layers
 
 
+def test_every_config_gives_each_job_of_a_sweep_a_folder_and_reads_from_where_it_was_started():
+    for path in CONFIGS:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+        assert config["hydra"]["sweep"]["subdir"] == "${hydra.runtime.cwd}", path
+        assert config["hydra"]["job"]["id"] == "", path
+        assert config["checkpoint"]["save_dir"].endswith("${hydra:job.id}"), path
+
+
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_a_full_size_config_has_the_memory_of_its_architecture(name):
     model = OmegaConf.load(EXAMPLES / "pretraining" / f"{name}.yaml").model

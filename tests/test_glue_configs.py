@@ -96,7 +96,7 @@ def test_a_config_is_for_the_labels_and_splits_of_its_task(name):
 def test_fairseq_knows_every_option_of_a_config(name):
     hydra_init()
     with initialize_config_dir(config_dir=str(CONFIGS)):
-        config = compose(name, overrides=["task.data=some/data"])
+        config = compose(name, overrides=["task.data=some/data", "checkpoint.save_dir=runs"])
     given = OmegaConf.to_container(config, resolve=True)
     # An option that fairseq or the plugin does not know would raise here.
     add_defaults(config)

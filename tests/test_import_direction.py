@@ -11,7 +11,7 @@ ROOT = Path(pkm_fairseq.__file__).parent
 # room -> what it may import of pkm_fairseq; what is not named here may import everything.
 ALLOWED = {
     "checkpoint": set(),
-    "checkpoint_files": {"checkpoint_reading"},
+    "checkpoint_files": {"checkpoint_reading", "sweeps"},
     "checkpoint_reading": set(),
     "command_line": set(),
     "config": set(),
@@ -20,10 +20,12 @@ ALLOWED = {
     "text": set(),
     "slot_lists": {"files"},
     "refusals": set(),
+    "sweeps": set(),
     "usage": set(),
     "compiling": set(),
     "workers": set(),
     "monitor": {"usage", "workers"},
+    "overrides": {"config", "models"},
     "pictures": {"usage"},
     "criterions": {"config"},
     "tasks": {"config", "fairseq_fixes", "monitor", "pictures", "scores", "slot_lists", "workers"},

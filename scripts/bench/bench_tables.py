@@ -69,7 +69,7 @@ def perplexity(args, device, table):
     command = [
         *(sys.executable, "-m", "fairseq_cli.validate", args.data),
         *("--user-dir", ROOT / "pkm_fairseq", "--task", args.task, "--path", args.checkpoint),
-        *("--model-overrides", {**option, "model": option}),
+        *("--model-overrides", option),
         *("--batch-size", 32, "--skip-invalid-size-inputs-valid-test", "--log-format", "json"),
         *(["--cpu"] if device == "cpu" else []),
     ]

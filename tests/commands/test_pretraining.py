@@ -62,7 +62,7 @@ def test_a_checkpoint_is_evaluated_with_int8_values_and_not_trained(trained, dat
         *("--path", folder / "checkpoint_last.pt", "--batch-size", 8, "--num-workers", 0),
         *("--skip-invalid-size-inputs-valid-test", "--log-format", "json"),
         *("--required-batch-size-multiple", 1, "--data-buffer-size", 0),
-        *("--model-overrides", {**option, "model": option}),
+        *("--model-overrides", option),
     )
     assert "256, 32, torch.int8" in validated
     losses = [logged(printed, "valid_loss", "valid")[-1] for printed in (validated, output)]

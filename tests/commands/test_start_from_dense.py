@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.tasks.masked_lm import MaskedLMTask
 
 from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES
 from pkm_fairseq.models import PKMRobertaModel
+from pkm_fairseq.refusals import RefusalError
 from tests.checkpoints import as_published
 from tests.commands.commands import (
     MEMORY,
@@ -147,28 +150,67 @@ def dense_by_hydra(data, tmp_path_factory):
     return folder, logged(output, "valid_loss", "valid")[-1]
 
 
+OVERRIDES = {"pkm_layers": [1], "pkm_subkeys": 16, "pkm_topk": 8, "pkm_value_init": "zero"}
+
+
 @pytest.mark.parametrize(
-    ("trained_by", "task"), [("dense", "masked_lm"), ("dense_by_hydra", "pkm_masked_lm")]
+    ("trained_by", "task"), [("published", "masked_lm"), ("dense_by_hydra", "pkm_masked_lm")]
 )
-def test_fairseq_validate_gives_a_dense_checkpoint_a_memory(trained_by, task, data, request):
-    folder, loss = request.getfixturevalue(trained_by)
-    memory = {name.replace("-", "_"): value for name, value in MEMORY.items()}
-    model = {"_name": "pkm_roberta", **memory, "pkm_layers": [1]}
-    overrides = {
-        **model,
-        "task": {"_name": task},
-        "criterion": {"_name": task},
-        "model": model,
-    }
+def test_fairseq_validate_gives_a_dense_checkpoint_a_memory(trained_by, task, data, dense, request):
+    made = request.getfixturevalue(trained_by)
+    path, loss = (made, dense[1]) if trained_by == "published" else (made[0], made[1])
     output = run(
         *("fairseq-validate", data, "--user-dir", "pkm_fairseq", "--task", task, "--cpu"),
-        *("--path", folder / "checkpoint_last.pt", "--batch-size", 8, "--num-workers", 0),
+        *("--path", path / "checkpoint_last.pt" if path.is_dir() else path),
+        *("--batch-size", 8, "--num-workers", 0, "--model-overrides", OVERRIDES),
         *("--skip-invalid-size-inputs-valid-test", "--log-format", "json"),
         *("--required-batch-size-multiple", 1, "--data-buffer-size", 0),
-        *("--model-overrides", overrides),
     )
     assert "made fresh: the memory of layers 1" in output
     assert logged(output, "valid_loss", "valid") == [loss]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        OVERRIDES,
+        {"model": {**OVERRIDES, "_name": "pkm_roberta"}},
+        {
+            **{"_name": "pkm_roberta", **OVERRIDES, "model": {"_name": "pkm_roberta", **OVERRIDES}},
+            **{"task": {"_name": "masked_lm"}, "criterion": {"_name": "masked_lm"}},
+        },
+    ],
+    ids=["flat", "nested", "both"],
+)
+@pytest.mark.parametrize("options", ["all in args", "the model's a Namespace", "as Hydra has them"])
+def test_overrides_give_a_memory_however_the_options_were_saved(
+    dense, published, data, tmp_path, options, overrides
+):
+    path = published
+    if options != "all in args":
+        saved = torch.load(dense[0] / "checkpoint_last.pt", weights_only=True)
+        if options == "as Hydra has them":
+            of_all = {"task", "criterion", "optimizer", "lr_scheduler"}
+            model = vars(saved["cfg"]["model"])
+            saved["cfg"]["model"] = {name: model[name] for name in model.keys() - of_all}
+        path = tmp_path / "checkpoint.pt"
+        torch.save(saved, path)
+    (model,), cfg, task = load_model_ensemble_and_task(
+        [str(path)], {"data": str(data), "dropout": 0.25, **overrides}
+    )
+    assert list(model.memories()) == [1]
+    assert model.memories()[1].values.weight.shape == (256, 32)
+    assert model.args.dropout == 0.25
+    assert isinstance(task, MaskedLMTask)
+    assert cfg.criterion._name == "masked_lm"
+
+
+def test_what_is_no_roberta_gets_no_memory(dense, data, tmp_path):
+    saved = torch.load(dense[0] / "checkpoint_last.pt", weights_only=True)
+    saved["cfg"]["model"]._name = "transformer_lm"
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(RefusalError, match="of --arch transformer_lm: only a RoBERTa can have"):
+        load_model_ensemble_and_task([str(tmp_path / "checkpoint.pt")], OVERRIDES)
 
 
 def test_from_python_a_dense_checkpoint_gets_a_memory_and_works(dense, data):
