@@ -172,7 +172,7 @@ class Steps:
     def glue_data(self, task):
         return self._script(
             f"glue.{task}",
-            "scripts/glue/prepare.py",
+            "scripts/tasks/prepare.py",
             *("--glue", self.glue, "--tasks", task, "--dest", self.dest / f"glue.{task}"),
             *("--dict", self.text / "dict.txt"),
             *("--sentencepiece-model", self.text / "sentencepiece.bpe.model", "--workers", 1),
