@@ -22,10 +22,15 @@ def classification_scores(predictions, targets, positive=None):
         positive: the class that F1 asks for, or None where no class is positive.
 
     Returns:
-        A dict with ``mcc`` (Matthews correlation), and with a positive class ``f1`` and
+        A dict with ``mcc`` (Matthews correlation) and ``f1_macro``, the mean of the F1 of each
+        class that is predicted or true of some example; and with a positive class ``f1`` and
         ``acc_and_f1``, the mean of accuracy and F1.
     """
-    scores = {"mcc": 100 * float(matthews_corrcoef(targets, predictions))}
+    macro = f1_score(targets, predictions, average="macro", zero_division=0)
+    scores = {
+        "mcc": 100 * float(matthews_corrcoef(targets, predictions)),
+        "f1_macro": 100 * float(macro),
+    }
     if positive is not None:
         is_positive = [target == positive for target in targets]
         called_positive = [prediction == positive for prediction in predictions]

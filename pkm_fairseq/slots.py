@@ -2,8 +2,8 @@
 
 The score of a slot is its TF-IDF (Lin et al. 2025, arXiv 2510.15103): its share of all accesses on
 the new data, times log((B + 1) / (B_s + 1)), where B_s of the B batches of the background access
-it. The list has the best slots of each table of values. Data are GLUE's, as scripts/glue/prepare.py
-makes them, or text, whatever the checkpoint was trained on.
+it. The list has the best slots of each table of values. Data are a task's, as
+scripts/tasks/prepare.py makes them, or text, whatever the checkpoint was trained on.
 """
 
 import argparse

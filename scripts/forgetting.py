@@ -69,7 +69,7 @@ def parse_args():
             type=Path,
             required=True,
             metavar="DIR",
-            help=f"{of}: TASK-bin, as scripts/glue/prepare.py made it, or binary text",
+            help=f"{of}: TASK-bin, as scripts/tasks/prepare.py made it, or binary text",
         )
     parser.add_argument(
         "--background",

@@ -89,12 +89,12 @@ train memory pretrain memory --seed 2 --task pkm_masked_lm --criterion pkm_maske
     --pkm-layers 1 --pkm-subkeys 64 --pkm-topk 16 --pkm-key-dim 64
 
 echo "== A task: are the words of a sentence in order?"
-"$bin/python" scripts/glue/sample_task.py --text "$runs/text/train.txt" --dest "$runs/glue"
-"$bin/python" scripts/glue/prepare.py --glue "$runs/glue" --dest "$runs/glue-bin" \
+"$bin/python" scripts/tasks/sample_task.py --text "$runs/text/train.txt" --dest "$runs/glue"
+"$bin/python" scripts/tasks/prepare.py --glue "$runs/glue" --dest "$runs/glue-bin" \
     --dict "$runs/data/dict.txt" --sentencepiece-model "$runs/data/sentencepiece.bpe.model" 2>&1 |
     grep -v INFO
 train cola finetune
-"$bin/python" scripts/glue/predict.py --task CoLA --data "$runs/glue-bin/CoLA-bin" --cpu \
+"$bin/python" scripts/tasks/predict.py --task CoLA --data "$runs/glue-bin/CoLA-bin" --cpu \
     --checkpoint "$runs/cola/checkpoint_best.pt" --dest "$runs/submission" 2> "$runs/predict.log" || {
     cat "$runs/predict.log"
     exit 1

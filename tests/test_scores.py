@@ -21,6 +21,12 @@ def test_f1_is_of_the_class_called_positive():
     assert "f1" not in classification_scores([0, 1, 2], [0, 1, 1])
 
 
+def test_macro_f1_is_the_mean_of_that_of_each_class():
+    # Class 3 is of no example: it does not count.
+    scores = classification_scores([0, 0, 1, 1, 2], [0, 1, 1, 1, 0])
+    assert scores["f1_macro"] == pytest.approx(100 * (1 / 2 + 4 / 5 + 0) / 3)
+
+
 def test_correlations_are_those_of_their_definitions():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 20))

@@ -6,8 +6,7 @@ import gzip
 import lzma
 
 import pytest
-
-from scripts.text_files import Text, find_files, raw_lines
+from text_files import Text, find_files, raw_lines
 
 LINES = ["One snowman ☃.", "", "Two.", " three"]
 PLAIN = "\n".join(LINES).encode()

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 # Scripts are run by their path, which puts only their own folder on Python's.
-sys.path.insert(1, str(Path(__file__).parents[1] / "glue"))
+sys.path.insert(1, str(Path(__file__).parents[1] / "tasks"))
 from glue_tasks import TASKS  # noqa: E402 - after the above
 
 

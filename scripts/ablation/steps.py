@@ -213,7 +213,7 @@ class Steps:
     def glue_data(self, task):
         return self._script(
             f"glue.{task}",
-            "scripts/glue/prepare.py",
+            "scripts/tasks/prepare.py",
             *("--glue", self.glue, "--tasks", task, "--dest", self.dest / f"glue.{task}"),
             *("--dict", self.text / "dict.txt", *self._encoder_of_glue(), "--workers", 1),
             needs=("data",),

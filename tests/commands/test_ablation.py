@@ -11,9 +11,8 @@ TINY = ROOT / "user_dir_examples/ablation/tiny.yaml"
 
 def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
     glue, dest = tmp_path / "glue", tmp_path / "dest"
-    run(
-        "python", ROOT / "scripts/glue/sample_task.py", "--text", text / "train.txt", "--dest", glue
-    )
+    sample = ROOT / "scripts/tasks/sample_task.py"
+    run("python", sample, "--text", text / "train.txt", "--dest", glue)
     for path in (glue / "CoLA").glob("*.tsv"):
         path.write_text("\n".join(path.read_text().splitlines()[:40]) + "\n")
     changes = [

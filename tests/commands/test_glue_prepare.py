@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +10,15 @@ from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
+from glue_tasks import TASKS
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tables import read_official
+from task_data import read_split
+from task_folder import read_task
 
-from scripts.glue.glue_tasks import TASKS, read_split
 from tests.commands.commands import ROOT, run, run_until
 
-SCRIPT = ROOT / "scripts/glue/prepare.py"
+SCRIPT = ROOT / "scripts/tasks/prepare.py"
 
 # The official layout, with what has broken readers of it: quotes that are never closed, a carriage
 # return, a byte-order mark (MRPC's), a line separator, no line feed at the end of a file.
@@ -262,7 +266,9 @@ def test_what_is_made_stays_and_another_dictionary_is_refused(prepared, glue, da
     other.write_text((data / "dict.txt").read_text() + "more 1\n")
     model = data / "sentencepiece.bpe.model"
     output = prepare(glue, dest, "--dict", other, "--sentencepiece-model", model, fails=True)
-    assert output.splitlines()[-1].startswith(f"{dest / 'CoLA-bin'} is there already, but not of")
+    assert output.splitlines()[-1].startswith(
+        f"error: {dest / 'CoLA-bin'} is there already, but not of"
+    )
     assert {path: path.stat().st_mtime_ns for path in dest.rglob("*")} == before
 
 
@@ -299,7 +305,7 @@ def test_a_dictionary_of_another_encoder_is_refused(glue, gpt2, data, tmp_path):
     model = data / "sentencepiece.bpe.model"
     paths = ("--dict", gpt2 / "dict.txt", "--sentencepiece-model", model)
     output = prepare(glue, tmp_path, *paths, fails=True)
-    assert "of the pieces of CoLA train, input0 are not in --dict" in output.splitlines()[-1]
+    assert "pieces of a sample are not in --dict" in output.splitlines()[-1]
     assert not (tmp_path / "CoLA-bin").exists()
 
 
@@ -329,7 +335,7 @@ def test_bad_rows_are_reported_by_file_and_line_and_nothing_is_made(data, tmp_pa
     *report, last = output.splitlines()[-len(REPORT) - 1 :]
     assert report == [f"{glue}/{line}" for line in REPORT]
     assert last == (
-        "QQP has bad rows (3 in train.tsv, 1 in dev.tsv): "
+        "error: QQP has bad rows (3 in train.tsv, 1 in dev.tsv): "
         "mend them or leave them out: --skip-bad-rows"
     )
     assert not (tmp_path / "dest").exists()
@@ -341,7 +347,7 @@ def test_bad_rows_are_left_out_when_asked_but_never_of_a_test_set(data, tmp_path
     output = prepare(glue, dest, *pieces_of(data), "--skip-bad-rows", fails=True)
     assert "QQP: left bad rows out: 3 in train.tsv, 1 in dev.tsv\n" in output
     assert output.splitlines()[-1] == (
-        "RTE has bad rows (1 in test.tsv): mend them, a test set needs every row"
+        "error: RTE has bad rows (1 in test.tsv): mend them, a test set needs every row"
     )
     assert {path.name for path in dest.iterdir()} == {"QQP-bin"}
     _, tokens, labels = load(dest, "QQP", "train")
@@ -352,7 +358,7 @@ def test_bad_rows_are_left_out_when_asked_but_never_of_a_test_set(data, tmp_path
 def bad_rows(tmp_path, name, content, split="train"):
     path = tmp_path / "file.tsv"
     path.write_bytes(content)
-    return read_split(TASKS[name], path, split)[1]
+    return read_split(TASKS[name], read_official(TASKS[name], path, split), split).bad
 
 
 @pytest.mark.parametrize("score", ["high", "5.1", "-0.1", "nan", ""])
@@ -374,13 +380,12 @@ def test_a_header_without_the_column_is_refused_naming_it(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("index\tpremise\thypothesis\tlabel\n")
     with pytest.raises(ValueError, match="no column 'sentence1', only index, premise, hypothesis"):
-        read_split(TASKS["RTE"], path, "train")
+        read_split(TASKS["RTE"], read_official(TASKS["RTE"], path, "train"), "train")
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script():
     """The script as a module, for what needs no new process."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = spec_from_file_location("glue_prepare", SCRIPT)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -396,17 +401,18 @@ def script(monkeypatch):
 )
 def test_a_task_that_is_not_there_is_named(script, tmp_path, tasks, message):
     (tmp_path / "CoLA").mkdir()
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         script.choose_tasks(tasks, tmp_path)
 
 
 def test_a_file_that_is_not_there_is_named(script, tmp_path):
     (tmp_path / "CoLA").mkdir()
-    assert script.choose_tasks("ALL", tmp_path) == ["CoLA"]
+    options = SimpleNamespace(glue=tmp_path, tasks=None, dest=tmp_path / "dest")
+    (source,) = script.glue_sources(options)
     with pytest.raises(
-        SystemExit, match="train.tsv cannot be read: put the official files of CoLA there"
+        ValueError, match="train.tsv cannot be read: put the official files of CoLA there"
     ):
-        script.read_task("CoLA", tmp_path / "CoLA", False)
+        read_task(source, False)
 
 
 def test_a_finetuning_without_a_pretrained_model_is_refused(prepared, tmp_path):

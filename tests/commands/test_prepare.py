@@ -137,9 +137,8 @@ def test_nothing_half_made_is_taken_for_whole(text, tmp_path):
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script():
     """The script as a module, for what needs no new process."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
     spec = spec_from_file_location("pretraining_prepare", SCRIPT)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
