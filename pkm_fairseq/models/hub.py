@@ -1,9 +1,14 @@
 """Loads checkpoints for use from Python, offline."""
 
+import re
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
+import torch
+from fairseq import utils
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu, load_model_ensemble_and_task
+from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.models.roberta import RobertaHubInterface, RobertaModel
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
@@ -18,6 +23,93 @@ BPE_FILES = {
     "gpt2": {"gpt2_encoder_json": "encoder.json", "gpt2_vocab_bpe": "vocab.bpe"},
     "tokenizer_json": {"tokenizer_json": "tokenizer.json"},
 }
+MASK = "<mask>"
+# Symbols of a dictionary that are no pieces of text: special ones, CamemBERT's unused ones, which
+# begin like them, and those that fill it up.
+NO_PIECE = re.compile(r"</?s>|<pad>|<unk>|<mask>|madeupword_?\d+$")
+
+
+class PKMRobertaHubInterface(RobertaHubInterface):
+    """fairseq's interface, whose ``fill_mask`` gives each piece its own probability.
+
+    Args:
+        cfg: fairseq's configuration of a checkpoint.
+        task: its task.
+        model: its model.
+        without_bpe: why there are no files to cut text with, None where there are.
+    """
+
+    def __init__(self, cfg, task, model, without_bpe=None):
+        super().__init__(cfg, task, model)
+        if without_bpe is not None:
+            self.bpe = MissingBPE(without_bpe)
+
+    @torch.no_grad()
+    def fill_mask(self, masked_input, topk=5):
+        """Returns the best pieces for the one ``<mask>`` in a text.
+
+        Args:
+            masked_input: the text.
+            topk: how many pieces; all there are, if they are fewer.
+
+        Returns:
+            Tuples, the best first, of the text with the piece in it, the probability of the piece,
+            and the piece. Probabilities are those of the whole dictionary; its symbols that are no
+            pieces, special ones and those that fill it up, are left out.
+
+        Raises:
+            ValueError: if the text has not one mask.
+        """
+        spans = masked_input.split(MASK)
+        if len(spans) != 2:
+            raise ValueError(f"give a text with one {MASK}, not {len(spans) - 1}: {masked_input}")
+        dictionary = self.task.source_dictionary
+        pieces = f" {MASK} ".join(self.bpe.encode(span.rstrip()) for span in spans)
+        tokens = dictionary.encode_line(
+            f"<s> {pieces} </s>", append_eos=False, add_if_not_exist=False
+        )
+        with utils.model_eval(self.model):
+            logits, _ = self.model(tokens.long().to(self.device).unsqueeze(0))
+        logits = logits[0, tokens.tolist().index(dictionary.index(MASK))]
+        probabilities = logits.float().softmax(0)  # (symbols,)
+        found = filter(self._is_piece, probabilities.argsort(descending=True).tolist())
+        replaced = f" {MASK}" if f" {MASK}" in masked_input else MASK
+        filled = []
+        for number in islice(found, topk):
+            text = self._text_of(dictionary[number])
+            in_place = masked_input.replace(replaced, text)
+            filled.append((in_place, probabilities[number].item(), text))
+        return filled
+
+    def _is_piece(self, number):
+        """Tells whether a symbol of the dictionary stands for text."""
+        symbol = self.task.source_dictionary[number]
+        if number < self.task.source_dictionary.nspecial or NO_PIECE.match(symbol):
+            return False
+        return symbol.isdigit() or not isinstance(self.bpe, GPT2BPE)
+
+    def _text_of(self, symbol):
+        """Returns the text of a piece, with the space before it where it begins a word."""
+        if hasattr(self.bpe, "text_of"):
+            return self.bpe.text_of(symbol)
+        text = self.bpe.decode(symbol)
+        return f" {text}" if symbol.startswith("\u2581") else text
+
+
+class MissingBPE:
+    """Takes the place of a BPE whose files are not there.
+
+    Args:
+        reason: what to say when text is to be cut or put together.
+    """
+
+    def __init__(self, reason):
+        self._reason = reason
+
+    def encode(self, text):
+        raise ValueError(self._reason)
+
+    decode = encode
 
 
 def load_interface(model_class, folder, checkpoint_file, data, bpe, overrides):
@@ -29,18 +121,21 @@ def load_interface(model_class, folder, checkpoint_file, data, bpe, overrides):
         raise RefusalError(f"there is no checkpoint {path}")
     memory = {name: value for name, value in overrides.items() if name.startswith("pkm_")}
     PKMConfig.from_args({"pkm_layers": [], **memory})  # refuses what is unknown or of a wrong type
-    overrides = {
-        **overrides,
-        **find_bpe(bpe, overrides, (folder, data)),
-        "data": str(data),
-        "load_checkpoint_heads": True,
-    }
+    files, without_bpe = None, None
+    try:
+        files = find_bpe(bpe, overrides, (folder, data))
+    except ValueError as error:
+        if bpe or any(option in overrides for names in BPE_FILES.values() for option in names):
+            raise
+        without_bpe = str(error)  # for who gives text; token ids need no files
+    overrides = {**overrides, "data": str(data), "load_checkpoint_heads": True}
     state = load_checkpoint_to_cpu(str(path), overrides)
     arch = next(arch for arch, model in ARCH_MODEL_REGISTRY.items() if model is model_class)
     make_ours(state.get("args") or state["cfg"].model, memory, arch)
     drop_unknown_task_options(state.get("cfg"))
     (model,), cfg, task = load_model_ensemble_and_task([str(path)], state=state)
-    return RobertaHubInterface(cfg, task, model)
+    cfg.bpe = files and {"_name": files.pop("bpe"), **files}  # whatever the training's was
+    return PKMRobertaHubInterface(cfg, task, model, without_bpe)
 
 
 def find_bpe(bpe, given, folders):

@@ -331,10 +331,12 @@ class PKMRobertaModel(RobertaModel):
                 files of ``bpe``.
 
         Returns:
-            fairseq's RobertaHubInterface, with ``fill_mask``, ``extract_features``, ``predict``.
+            fairseq's RobertaHubInterface, with ``encode``, ``fill_mask``, ``extract_features``,
+            ``predict``. Without BPE files, what takes or gives text raises a ValueError that says
+            which to give.
 
         Raises:
-            ValueError: if the checkpoint does not fit, or no BPE files are given or found.
+            ValueError: if the checkpoint does not fit, or BPE files that are asked for are missing.
         """
         return load_interface(
             cls, model_name_or_path, checkpoint_file, data_name_or_path, bpe, overrides

@@ -143,6 +143,33 @@ def test_an_imported_model_cuts_text_and_answers_as_transformers_does(foreign, i
         assert actual.std() > 0.1
 
 
+def assert_fills_alike(hub, text, filled, symbols):
+    """Compares with what transformers' pipeline gives, whose numbers have these ``symbols``."""
+    expected = [(found["score"], symbols[found["token"]]) for found in filled]
+    left_out = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "madeupword")
+    expected = [found for found in expected if not found[1].startswith(left_out)][:50]
+    ours = hub.fill_mask(text, topk=50)
+    pieces = [symbol.replace("\u2581", " ") for _, symbol in expected]
+    if hub.cfg.bpe._name == "gpt2":
+        pieces = [hub.bpe.decode(symbol) for _, symbol in expected]
+    assert [piece for *_, piece in ours] == pieces
+    probabilities = torch.tensor([probability for _, probability, _ in ours])
+    torch.testing.assert_close(
+        probabilities, torch.tensor([score for score, _ in expected]), rtol=1e-4, atol=0
+    )
+
+
+def test_an_imported_model_fills_a_mask_as_transformers_does(foreign, imported):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(foreign))
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(str(foreign)).eval()
+    module, size = import_module("import_model"), theirs.config.vocab_size
+    order, symbols = module.read_vocabulary(foreign, size, module.read_encoder(foreign))
+    fill = transformers.pipeline("fill-mask", theirs, tokenizer=tokenizer, top_k=size)
+    text = "The<mask> is here."  # the tokenizer would keep a space before the mask
+    ours = PKMRobertaModel.from_pretrained(str(imported))
+    assert_fills_alike(ours, text, fill(text), dict(zip(order, symbols)))
+
+
 @pytest.mark.parametrize("foreign", ["Roberta"], indirect=True)
 def test_a_byte_level_tokenizer_goes_out_and_comes_back(imported, scripts, text, tmp_path):
     out, back = tmp_path / "out", tmp_path / "back"
@@ -247,7 +274,7 @@ import json, sys
 sys.modules.update(dict.fromkeys(["fairseq", "pkm_fairseq", "torchaudio"]))
 import torch
 from transformers import (
-    AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+    AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 )
 lines = json.load(open(sys.argv[1]))
 tokens = torch.load(sys.argv[2])
@@ -272,6 +299,9 @@ for folder in sys.argv[4:]:
             "pair": tokenizer(*lines[:2])["input_ids"],
             "mask": tokenizer("The <mask> is here.")["input_ids"],
             "long": len(tokenizer("word " * 500, truncation=True)["input_ids"]),
+            "filled": pipeline("fill-mask", words, tokenizer=tokenizer)(
+                "The <mask> is here.", top_k=words.config.vocab_size
+            ),
             "text": tokenizer.decode(tokenizer(lines[0])["input_ids"], skip_special_tokens=True),
         }
 torch.save(found, sys.argv[3])
@@ -348,6 +378,14 @@ def test_an_exported_model_computes_the_same_without_fairseq(name, exports):
         for head in EXPORTS[name][1]:
             classes, _ = model(tokens, features_only=True, classification_head_name=head)
             torch.testing.assert_close(theirs["classes"], classes, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_exported_model_fills_a_mask_as_ours_does(name, exports, data):
+    folder, _, found = exports[0][name]
+    ours = PKMRobertaModel.from_pretrained(str(folder.parent), f"{name}.pt", str(data))
+    symbols = ours.task.source_dictionary.symbols
+    assert_fills_alike(ours, "The <mask> is here.", found["filled"], symbols)
 
 
 @pytest.mark.parametrize("name", EXPORTS)

@@ -1,5 +1,7 @@
 """A RoBERTa without memory, trained by stock fairseq, through every door into one with memory."""
 
+import shutil
+
 import pytest
 import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
@@ -239,10 +241,30 @@ def test_from_python_a_misspelt_option_and_missing_files_are_refused(dense, data
         load(str(folder), "checkpoint_last.pt", str(data), pkm_layer=[1])
     with pytest.raises(ValueError, match="there is no checkpoint .*none.pt"):
         load(str(folder), "none.pt", str(data))
-    with pytest.raises(ValueError, match="give sentencepiece_model= or gpt2_encoder_json="):
-        load(str(folder), "checkpoint_last.pt", str(tmp_path))
+    with pytest.raises(ValueError, match="found no files .*: give gpt2_encoder_json="):
+        load(str(folder), "checkpoint_last.pt", str(data), bpe="gpt2")
     with pytest.raises(ValueError, match="bpe=bytes is not sentencepiece or gpt2"):
         load(str(folder), "checkpoint_last.pt", str(data), bpe="bytes")
+
+
+def test_from_python_token_ids_need_no_files_of_an_encoding(dense, data, tmp_path):
+    folder, _ = dense
+    checkpoint = torch.load(folder / "checkpoint_last.pt", weights_only=True)
+    checkpoint["cfg"]["bpe"] = {"_name": "gpt2", "gpt2_encoder_json": "https://nowhere.example"}
+    torch.save(checkpoint, tmp_path / "model.pt")
+    shutil.copy(data / "dict.txt", tmp_path)
+    with_files = PKMRobertaModel.from_pretrained(str(tmp_path), data_name_or_path=str(data)).eval()
+    hub = PKMRobertaModel.from_pretrained(str(tmp_path)).eval()
+    tokens = with_files.encode("The assert statement")
+    assert with_files.decode(tokens) == "The assert statement"
+    assert torch.equal(hub.extract_features(tokens), with_files.extract_features(tokens))
+    for call in (
+        lambda: hub.encode("The"),
+        lambda: hub.decode(tokens),
+        lambda: hub.fill_mask("The <mask>"),
+    ):
+        with pytest.raises(ValueError, match="give sentencepiece_model= or gpt2_encoder_json="):
+            call()
 
 
 @pytest.mark.parametrize(
