@@ -28,7 +28,7 @@ TRANSFORMERS_KEY = "embeddings.word_embeddings.weight"
 def install():
     """Has fairseq read checkpoints as the functions below do."""
     torch.serialization.add_safe_globals(_plain_data())
-    checkpoint_utils.torch = _Torch(read_checkpoint)
+    checkpoint_utils.torch = _Torch(read_training)
     distributed_utils.torch = _Torch(load_safely)
 
 
@@ -78,6 +78,21 @@ def read_checkpoint(file, **options):
         raise RefusalError(f"checkpoint {_of_transformers(path)}")
     if "model" not in state or not ("args" in state or "cfg" in state):
         raise RefusalError(f"checkpoint {path} is none of fairseq: no model in it, or no options")
+    return state
+
+
+def read_training(file, **options):
+    """Does what ``read_checkpoint`` does, for fairseq, which goes by the state of the training.
+
+    Raises:
+        RefusalError: as there, or if it has none.
+    """
+    state = read_checkpoint(file, **options)
+    if not {"best_loss", "optimizer_history"} & state.keys():
+        raise RefusalError(
+            f"checkpoint {getattr(file, 'name', file)} holds a model without the state of its "
+            "training: start from it with --pkm-init-from"
+        )
     return state
 
 

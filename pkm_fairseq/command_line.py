@@ -6,14 +6,18 @@ import sys
 
 import torch
 
+from pkm_fairseq.refusals import traceback_wanted
+
 
 def carry_out(work, args):
-    """Runs ``work(args)``; what it refuses ends the command in one line."""
+    """Runs ``work(args)``; what it refuses ends the command in one line, as in fairseq's."""
     # Outside its commands fairseq logs everything.
     logging.getLogger().setLevel(logging.WARNING)
     try:
         work(args)
     except (ValueError, OSError) as error:
+        if traceback_wanted():
+            raise
         sys.exit(f"error: {error}")
 
 

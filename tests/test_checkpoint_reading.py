@@ -60,7 +60,7 @@ def test_what_a_program_loads_by_itself_is_its_own_affair(hostile):
 
 def test_the_variable_of_torch_lifts_the_check(hostile, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(KeyError):  # a checkpoint without anything in it
+    with pytest.raises(RefusalError, match="without the state of its training"):
         checkpoint_utils.load_checkpoint_to_cpu(str(hostile))
     assert (hostile.parent / "ran").exists()
 
@@ -70,10 +70,9 @@ def test_the_variable_of_torch_lifts_the_check(hostile, monkeypatch):
 def test_numbers_of_numpy_1_and_2_are_read(tmp_path, module, number):
     file = tmp_path / "model.pt"
     best = {"best": number, "val_loss": number}
+    state = {"model": {}, "args": None, "optimizer_history": [], "extra_state": best}
     # In torch's older format the name can be written over.
-    torch.save(
-        {"model": {}, "args": None, "extra_state": best}, file, _use_new_zipfile_serialization=False
-    )
+    torch.save(state, file, _use_new_zipfile_serialization=False)
     ours = type(number).__reduce__(number)[0].__module__
     written = file.read_bytes()
     assert f"{ours}\nscalar\n".encode() in written
@@ -125,7 +124,8 @@ def test_what_is_not_the_files_fault_is_raised_as_it_is(tmp_path, monkeypatch, e
 
 def test_what_goes_wrong_after_reading_is_not_blamed_on_the_file(tmp_path):
     file = tmp_path / "model.pt"
-    torch.save({"model": {}, "cfg": {"task": {"_name": "masked_lm"}}}, file)
+    state = {"optimizer_history": [], "extra_state": {}}
+    torch.save({"model": {}, "cfg": {"task": {"_name": "masked_lm"}}, **state}, file)
     with pytest.raises(TypeError, match="argument of type 'int'"):
         checkpoint_utils.load_checkpoint_to_cpu(str(file), arg_overrides=3)
 
@@ -170,3 +170,13 @@ def test_paths_without_a_checkpoint_are_refused_saying_what_is_there(
     message = f"^--restore-file {path} {message.format(path=path)}$"
     with pytest.raises(RefusalError, match=message):
         check_file("--restore-file", str(path))
+
+
+def test_weights_alone_are_for_starting_a_training(tmp_path):
+    file = tmp_path / "stripped.pt"
+    model = make_memory_model(pkm_layers=[])
+    args = model.args
+    torch.save({"model": model.state_dict(), "args": args}, file)
+    with pytest.raises(RefusalError, match=f"^checkpoint {file} holds .*: .* --pkm-init-from$"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(file))
+    make_memory_model().init_from(str(file))

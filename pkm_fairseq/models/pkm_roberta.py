@@ -30,6 +30,7 @@ from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.workers import is_sparse, shard_of
 
 from .hub import load_interface
+from .option_names import check_names
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,23 @@ class PKMRobertaModel(RobertaModel):
         RobertaModel.add_args(parser)
         # Without defaults, so that an architecture can tell which options were given.
         gen_parser_from_dataclass(parser, PKMConfig(), delete_default=True)
+
+    @classmethod
+    def check_training(cls, args, task):
+        """Refuses options that a model, about to be trained, does not have or cannot work with.
+
+        Raises:
+            RefusalError: naming them.
+        """
+        check_names(cls, args)
+        positions = safe_getattr(args, "max_positions")
+        tokens = safe_getattr(task.cfg, "tokens_per_sample")
+        # Sentences one by one are as long as they are.
+        if positions and tokens and tokens > positions and task.cfg.sample_break_mode != "eos":
+            raise RefusalError(
+                f"--max-positions {positions} is below --tokens-per-sample {tokens}: raise the one "
+                "or lower the other"
+            )
 
     @classmethod
     def build_model(cls, args, task):

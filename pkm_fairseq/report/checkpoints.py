@@ -95,6 +95,6 @@ def _read_first_whole(files, overrides):
     for file in files:
         try:
             return file, load_checkpoint_to_cpu(str(file), overrides)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             reasons.append(str(error))
     raise RefusalError(reasons[0])

@@ -1,9 +1,10 @@
-"""Binary text that goes with its dictionary, or is refused before it trains anything."""
+"""Binary text and its dictionary, refused before they train anything if they do not fit."""
 
 import os
 import struct
 
 import numpy as np
+from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import (
     MMapIndexedDataset,
     data_file_path,
@@ -12,6 +13,23 @@ from fairseq.data.indexed_dataset import (
 )
 
 from pkm_fairseq.refusals import RefusalError
+
+
+def check_dictionary(path):
+    """Reads a dictionary, if it is there, as fairseq does, which does not say which one it cannot.
+
+    Raises:
+        RefusalError: if it cannot be read, naming it.
+    """
+    if not os.path.exists(path):
+        return
+    try:
+        Dictionary.load(path)
+    except (OSError, MemoryError):
+        raise  # no fault of what is in it
+    except Exception as error:  # fairseq raises several kinds
+        reason = str(error).split("\n")[0]
+        raise RefusalError(f"{path} cannot be read: {reason}") from error
 
 
 def check_binary_text(prefix, dictionary):

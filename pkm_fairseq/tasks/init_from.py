@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask
 
 from pkm_fairseq.refusals import RefusalError
@@ -29,10 +30,14 @@ class InitFromTask(FairseqTask):
         """Builds the model, and gives it the weights it is to start from.
 
         Raises:
-            ValueError: if the checkpoint cannot be read or does not fit, naming what to change.
+            ValueError: if options cannot be, or the checkpoint cannot be read or does not fit,
+                naming what to change.
         """
+        # A model that is loaded from its own checkpoint was built with its options long ago.
+        model_class = ARCH_MODEL_REGISTRY.get(getattr(cfg, "_name", None))
+        if hasattr(model_class, "check_training") and not from_checkpoint:
+            model_class.check_training(cfg, self)
         model = super().build_model(cfg, from_checkpoint)
-        # A model that is loaded from its own checkpoint has started long ago.
         if self.cfg.pkm_init_from and not from_checkpoint:
             if not hasattr(model, "init_from"):
                 raise RefusalError(

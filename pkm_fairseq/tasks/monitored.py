@@ -12,9 +12,8 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 
 from pkm_fairseq.monitor import UsageMonitor, first_examples
-from pkm_fairseq.refusals import RefusalError
 
-from .binary_text import check_binary_text
+from .binary_text import check_binary_text, check_dictionary
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +41,9 @@ class MonitoredTask(FairseqTask):
         Raises:
             ValueError: if one cannot be read, naming where it is.
         """
-        try:
-            return super().setup_task(cfg, **options)
-        except (AssertionError, OSError):
-            raise  # of an option or a file that is not there, and named
-        except Exception as error:  # fairseq raises several kinds, and does not name the file
-            reason = str(error).split("\n")[0]
-            raise RefusalError(f"a dict.txt in {cfg.data} cannot be read: {reason}") from error
+        for place in ("", "input0", "label"):  # of one task's, and of the other's
+            check_dictionary(os.path.join(utils.split_paths(cfg.data)[0], place, "dict.txt"))
+        return super().setup_task(cfg, **options)
 
     def load_dataset(self, split, epoch=1, combine=False, **options):
         """Does what fairseq's task does, once the files were checked.

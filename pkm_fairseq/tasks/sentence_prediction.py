@@ -1,9 +1,11 @@
 """Finetuning on sentences and sentence pairs, scored over whole validation sets."""
 
 import os
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from omegaconf import II
@@ -37,6 +39,14 @@ class PKMSentencePredictionTask(
 
     The criterion ``pkm_sentence_prediction`` hands each validation batch to ``record``.
     """
+
+    @classmethod
+    def add_args(cls, parser):
+        """Adds the task's flags, of which some are the criterion's: fairseq's default has none."""
+        super().add_args(parser)
+        for action in parser._actions:
+            if action.dest == "criterion":
+                action.type = _criterion_with_head
 
     def __init__(self, cfg, data_dictionary, label_dictionary):
         super().__init__(cfg, data_dictionary, label_dictionary)
@@ -111,3 +121,10 @@ class PKMSentencePredictionTask(
 
     def compute_figures(self):
         return {**super().compute_figures(), **(self.scores() if self._recorded else {})}
+
+
+def _criterion_with_head(name):
+    """Takes a value of --criterion whose options name a classification head."""
+    if not hasattr(CRITERION_DATACLASS_REGISTRY.get(name), "classification_head_name"):
+        raise ArgumentTypeError(f"{name} has no classification head: give pkm_sentence_prediction")
+    return name

@@ -177,6 +177,10 @@ def test_a_run_with_ema_key_dropout_later_forms_and_fairseqs_noises_resumes_bit_
     [
         ({"pkm-layers": "1,2"}, "pkm_fairseq: --pkm-layers 2 does not exist"),
         ({"pkm-topk": 17}, "pkm_fairseq: topk=17 exceeds subkeys=16"),
+        (
+            {"task": "pkm_masked_lm", "max-positions": 16},
+            "pkm_fairseq: --max-positions 16 is below --tokens-per-sample 32: raise the one or",
+        ),
         ({"pkm-mode": "beside"}, "error: argument --pkm-mode: invalid choice: 'beside'"),
     ],
 )
@@ -187,16 +191,22 @@ def test_bad_options_are_refused_before_any_data_is_loaded(data, tmp_path, chang
     assert "loaded" not in output
 
 
-def test_a_misspelt_option_in_hydra_is_refused(data, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("pkm_top_k=3", "unknown model option pkm_top_k: known are"),
+        ("encoder_layerz=3", "unknown model option encoder_layerz: do you mean encoder_layers?"),
+    ],
+)
+def test_a_misspelt_option_in_hydra_is_refused(data, tmp_path, option, message):
     output = run(
         *("fairseq-hydra-train", "--config-dir", "user_dir_examples/pretraining"),
         *("--config-name", "tiny", f"task.data={data}", f"checkpoint.save_dir={tmp_path}"),
-        "+model.pkm_top_k=3",
+        f"+model.{option}",
         fails=True,
         HYDRA_FULL_ERROR="0",  # as it is for a user
     )
-    last = output.splitlines()[-1]
-    assert last.startswith("pkm_fairseq: unknown model option pkm_top_k: known are")
+    assert output.splitlines()[-1].startswith(f"pkm_fairseq: {message}")
     assert "Traceback" not in output
     assert "loaded" not in output
 
