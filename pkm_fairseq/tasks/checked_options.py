@@ -4,6 +4,7 @@ import re
 from importlib.util import find_spec
 
 import torch
+from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 
 from pkm_fairseq.refusals import RefusalError
@@ -11,6 +12,8 @@ from pkm_fairseq.refusals import RefusalError
 
 class CheckedOptionsTask(FairseqTask):
     """Refuses what cannot be trained before the model is built and data are read."""
+
+    _best_metric = None  # by which a training chooses its best checkpoint
 
     def build_model(self, cfg, from_checkpoint=False):
         """Builds the model.
@@ -23,6 +26,7 @@ class CheckedOptionsTask(FairseqTask):
         if everything and not from_checkpoint:
             self.check_options()
             check_training(everything)
+            self._best_metric = everything.checkpoint.best_checkpoint_metric
         return super().build_model(cfg, from_checkpoint)
 
     def check_options(self):
@@ -36,19 +40,19 @@ class CheckedOptionsTask(FairseqTask):
                 "--d2v2-multi makes batches for data2vec, not for RoBERTa: remove it"
             )
 
-    def post_validate(self, model, stats, agg):
-        """Refuses a metric that there is not, which fairseq only finds out next.
+    def reduce_metrics(self, logging_outputs, criterion):
+        """Logs what there is; in training refuses to choose the best by what there is not.
 
         Raises:
-            ValueError: naming those that there are.
+            ValueError: naming what there is.
         """
-        super().post_validate(model, stats, agg)
-        metric = self.cfg._get_parent().checkpoint.best_checkpoint_metric
-        if metric not in stats:
-            of_all = sorted(name for name in stats if not re.match(r"pkm_l\d", name))
+        super().reduce_metrics(logging_outputs, criterion)
+        logged = {name for meters in metrics.get_active_aggregators() for name in meters}
+        if not criterion.training and self._best_metric not in {None, *logged}:
+            of_all = sorted(name for name in logged if not re.match(r"_|pkm_l\d", name))
             raise RefusalError(
-                f"--best-checkpoint-metric {metric} is not measured: choose another, such as "
-                f"{', '.join(of_all)}"
+                f"--best-checkpoint-metric {self._best_metric} is not measured: choose another, "
+                f"such as {', '.join(of_all)}"
             )
 
 
