@@ -29,6 +29,7 @@ OTHER_OPTIONS = {
     "pkm_freeze_rest",
     "pkm_usage_per_head",
     "pkm_drift_tokens",
+    "pkm_worth_tokens",
     "pkm_values_lr",
     "pkm_values_lr_scheduled",
     "pkm_values_weight_decay",

@@ -18,7 +18,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from pkm_fairseq.usage import WEIGHT_SHARES, slots_carrying, usage
+from pkm_fairseq.usage import slots_carrying, usage
 
 MOST_CELLS = 512
 CURVE_POINTS = 2000
@@ -45,8 +45,7 @@ def draw_memory(counts):
         draw_grid(axes[0], top1, f"times best{of_head}")
         draw_grid(axes[1], selected, f"times selected{of_head}")
         draw_curves(axes[2], [("", weight)])
-        for percent in WEIGHT_SHARES:
-            slots = slots_carrying(weight, percent)
+        for percent, slots in slots_carrying(weight).items():
             axes[2].axvline(max(slots, 1), color="grey", linestyle=":")
             axes[2].annotate(
                 f"{percent} %",
@@ -88,7 +87,7 @@ def draw_curves(axes, weights):
     """
     for label, weight in weights:
         # Where nothing was read, relu's weights being all zero, the shares are zero.
-        share = weight.double().sort(descending=True).values / weight.double().sum().clamp(min=1)
+        share = np.sort(weight.numpy())[::-1] / max(1, weight.double().sum().item())
         ranks = np.unique(np.geomspace(1, len(share), CURVE_POINTS).round().astype(int))
         axes.plot(ranks, share[ranks - 1], label=label)
     for slots_total in {len(weight) for _, weight in weights}:

@@ -14,7 +14,7 @@ from fairseq.tasks import setup_task
 from omegaconf import OmegaConf
 
 from pkm_fairseq.command_line import carry_out, device_for, number_from
-from pkm_fairseq.monitor import observe_reads
+from pkm_fairseq.observe import observe_reads
 from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.report.checkpoints import open_checkpoint
 from pkm_fairseq.report.evaluate import DataSet

@@ -9,6 +9,7 @@ add up to 2**39. A slot whose weight is zero was neither the best nor selected: 
 
 import math
 
+import numpy as np
 import torch
 
 WEIGHT_UNITS = 2**24
@@ -58,7 +59,7 @@ def usage_figures(counts):
         "topk_usage": usage(selected),
         "kl": kl_from_uniform(weight),
         "kl_unweighted": kl_from_uniform(selected),
-        **{f"slots{percent}": slots_carrying(weight, percent) for percent in WEIGHT_SHARES},
+        **{f"slots{percent}": slots for percent, slots in slots_carrying(weight).items()},
     }
 
 
@@ -81,10 +82,17 @@ def kl_from_uniform(counts):
     return math.log(len(z)) + torch.special.xlogy(z, z).sum().item()
 
 
-def slots_carrying(weight, percent):
-    """Returns the least number of slots that together carry ``percent`` of the weight, (S,)."""
-    carried = weight.double().sort(descending=True).values.cumsum(0)
-    return int((carried < carried[-1] * percent / 100).sum()) + bool(carried[-1])
+def slots_carrying(weight, percents=WEIGHT_SHARES):
+    """Returns for each of ``percents`` the least number of slots that together carry so many
+    percent of the weight, (S,), on the CPU.
+    """
+    # numpy sorts without torch's indices, which take most of its time and memory.
+    carried = np.sort(weight.numpy())[::-1].cumsum(dtype=np.float64)
+    total = carried[-1]
+    return {
+        percent: int(np.searchsorted(carried, total * percent / 100)) + bool(total)
+        for percent in percents
+    }
 
 
 def count_changes(before, after):
@@ -111,6 +119,16 @@ def drift(changes):
     """
     changed, compared = changes.sum(0).tolist()
     return changed / compared if compared else math.nan
+
+
+def read_ratio(squares):
+    """Returns the norm of what was read over that of what it was added to, NaN of nothing.
+
+    Args:
+        squares: the sums of their squares, (2,).
+    """
+    read, base = squares.tolist()
+    return math.sqrt(read / base) if base else math.nan
 
 
 def join_counts(counts, tables):

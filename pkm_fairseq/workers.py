@@ -16,6 +16,15 @@ def count_workers():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def add_up_workers(tensors):
+    """Returns the sums over all workers of a dict of tensors, on the CPU."""
+    if count_workers() > 1:
+        tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+        for tensor in tensors.values():
+            dist.all_reduce(tensor)
+    return {key: tensor.cpu() for key, tensor in tensors.items()}
+
+
 def gather_counts(count, device, group=None):
     """Returns the number ``count`` of each worker of a group, None for all workers."""
     return torch.cat(_gather(torch.tensor([count], device=device), group)).tolist()

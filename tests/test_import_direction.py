@@ -24,21 +24,37 @@ ALLOWED = {
     "usage": set(),
     "compiling": set(),
     "workers": set(),
-    "monitor": {"usage", "workers"},
+    "worth": {"observe", "workers"},
+    "drift": {"observe", "usage"},
+    "monitor": {"drift", "moved", "observe", "usage", "workers"},
+    "moved": set(),
+    "observe": set(),
     "overrides": {"config", "models"},
     "pictures": {"usage"},
     "criterions": {"config"},
-    "tasks": {"config", "fairseq_fixes", "monitor", "pictures", "scores", "slot_lists", "workers"},
+    "tasks": {
+        *("config", "fairseq_fixes", "monitor", "pictures", "scores", "slot_lists"),
+        *("workers", "worth"),
+    },
     "ops": {"compiling", "workers"},
     "modules": {"checkpoint", "compiling", "config", "ops", "workers"},
     "optim": {"config", "ops", "workers"},
-    "report": {"command_line", "files", "models", "monitor", "pictures", "text"},
-    "slots": {"command_line", "monitor", "report", "slot_lists"},
+    "report": {
+        "command_line",
+        "files",
+        "models",
+        "monitor",
+        "observe",
+        "pictures",
+        "text",
+        "worth",
+    },
+    "slots": {"command_line", "observe", "report", "slot_lists"},
     "models": {"checkpoint", "checkpoint_reading", "config", "ops", "modules", "workers"},
 }
 FAIRSEQ_FREE = {
-    *("checkpoint", "compiling", "files", "monitor", "ops"),
-    *("pictures", "refusals", "scores", "slot_lists", "usage", "workers"),
+    *("checkpoint", "compiling", "drift", "files", "monitor", "moved", "observe", "ops"),
+    *("pictures", "refusals", "scores", "slot_lists", "usage", "workers", "worth"),
 }
 
 

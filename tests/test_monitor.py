@@ -1,10 +1,13 @@
 import math
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pkm_fairseq.monitor import UsageMonitor, first_examples, observe_reads
+from pkm_fairseq.monitor import UsageMonitor, first_examples
+from pkm_fairseq.observe import observe_reads
 from tests import usage_by_definition as definition
 from tests.models.tiny import draw_tokens, make_memory_model, make_model
 
@@ -39,15 +42,25 @@ class Sentences:
 
 def validate(monitor, model, sentences, *batches, name="valid"):
     """Validates as the task does; without batches, on one of all sentences."""
+    run(monitor, model, sentences, *batches, name=name)
+    figures = monitor.figures()
+    monitor.end_set()
+    return figures
+
+
+def counts_of(monitor, model, sentences, *batches):
+    """Validates and returns the counts of the memory of layer 1."""
+    run(monitor, model, sentences, *batches)
+    return monitor.counts()[1]
+
+
+def run(monitor, model, sentences, *batches, name="valid"):
     model.eval()
     monitor.begin_set(name, first_examples(sentences, sentences.drift_tokens))
     for examples in batches or [range(len(sentences))]:
         batch = sentences.batch(*examples)
         with monitor.watch_validation(model, batch, PAD), torch.no_grad():
             model(**batch["net_input"])
-    figures = monitor.figures()
-    monitor.end_set()
-    return figures
 
 
 def train(monitor, model, tokens, counted=True):
@@ -112,24 +125,22 @@ def test_figures_are_those_of_all_that_was_read_and_padding_reads_nothing(weight
 def test_counts_with_padding_are_those_without():
     model = make_memory_model()
     sentences = Sentences(draw_tokens(4, 9), lengths=[4, 4, 4, 4])
-    monitor = UsageMonitor()
-    validate(monitor, model, sentences)
-    padded = monitor.counts()
-    validate(monitor, model, Sentences(sentences.tokens[:, :4]))
+    padded = counts_of(UsageMonitor(), model, sentences)
+    plain = counts_of(UsageMonitor(), model, Sentences(sentences.tokens[:, :4]))
     # The weights may differ by rounding: their sums are of other shapes.
-    assert torch.equal(monitor.counts()[1][:2], padded[1][:2])
-    torch.testing.assert_close(monitor.counts()[1][2] / 2**24, padded[1][2] / 2**24)
+    assert torch.equal(plain[:2], padded[:2])
+    torch.testing.assert_close(plain[2] / 2**24, padded[2] / 2**24)
 
 
 def test_a_batch_that_repeats_examples_is_not_counted():
     model = make_memory_model()
     sentences = Sentences(draw_tokens(4, 5))
     monitor = UsageMonitor()
-    once = validate(monitor, model, sentences, (0, 1), (2, 3))
-    counts = monitor.counts()
-    twice = validate(monitor, model, sentences, (0, 1), (2, 3), (0, 1), (3,))
-    assert twice == once
-    assert torch.equal(monitor.counts()[1], counts[1])
+    once = counts_of(monitor, model, sentences, (0, 1), (2, 3))
+    figures = monitor.figures()
+    twice = counts_of(monitor, model, sentences, (0, 1), (2, 3), (0, 1), (3,))
+    assert monitor.figures() == figures
+    assert torch.equal(twice, once)
 
 
 def test_the_filling_of_a_shard_that_another_worker_counts_is_not_counted():
@@ -232,12 +243,13 @@ def test_validating_does_not_count_into_the_window_nor_training_into_the_set():
     model = make_memory_model()
     sentences = Sentences(draw_tokens(4, 5))
     monitor = UsageMonitor()
-    validate(monitor, model, sentences)
+    counts = counts_of(monitor, model, sentences).clone()
     monitor.end_window()
     assert "pkm_stale_top1" not in monitor.figures()
-    counts = monitor.counts()[1].clone()
     train(monitor, model, draw_tokens(3, 7))
     assert torch.equal(monitor.counts()[1], counts)
+    monitor.end_set()
+    assert monitor.counts() == {}, "they are let go of"
 
 
 def test_activation_checkpointing_counts_each_read_once():
@@ -310,9 +322,76 @@ def test_the_first_validation_has_no_drift_and_the_same_model_again_none_at_all(
     sentences = Sentences(draw_tokens(5, 6), [6, 2, 4, 1, 5], drift_tokens=100)
     monitor = UsageMonitor()
     assert not [name for name in validate(monitor, model, sentences) if "drift" in name]
+    figures = validate(monitor, model, sentences)
+    assert figures["pkm_drift"] == figures["pkm_l1_drift"] == 0
     # In other batches, with other padding.
     figures = validate(monitor, model, sentences, (4, 0), (1, 3), (2,))
-    assert figures["pkm_drift"] == figures["pkm_l1_drift"] == 0
+    assert figures["pkm_drift_running"] == figures["pkm_l1_drift_running"] == 0
+
+
+def test_weights_that_stand_still_have_no_drift_though_running_statistics_wander():
+    model = make_memory_model(pkm_layers=[0, 2])
+    sentences = Sentences(draw_tokens(8, 10), drift_tokens=60)
+    monitor = UsageMonitor()
+    batches = (0, 1, 2), (3, 4, 5), (6, 7)
+    validate(monitor, model, sentences, *batches)
+    for row in draw_tokens(20, 6):
+        model.train()(row.unsqueeze(0))
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    figures = validate(monitor, model, sentences, *batches)
+    assert figures["pkm_drift"] == figures["pkm_l0_drift"] == figures["pkm_l2_drift"] == 0
+    assert figures["pkm_l0_drift_running"] > 0.1
+    assert figures["pkm_l2_drift_running"] > 0.1
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, statistics[name]), name
+
+
+def test_a_scale_of_queries_that_batch_norm_takes_out_is_no_drift():
+    model = make_memory_model()
+    sentences = Sentences(draw_tokens(8, 10), drift_tokens=100)
+    monitor = UsageMonitor()
+    validate(monitor, model, sentences)
+    with torch.no_grad():
+        model.memories()[1].query.weight.mul_(4)
+        model.memories()[1].query.bias.add_(1)
+    figures = validate(monitor, model, sentences)
+    assert figures["pkm_drift"] < 0.01
+    assert figures["pkm_drift_running"] > 0.3
+
+
+@pytest.mark.parametrize("norm", ["layer", "none", "frozen"])
+def test_without_statistics_that_wander_drift_is_that_of_what_is_read(norm):
+    model = make_memory_model(pkm_query_norm="batch" if norm == "frozen" else norm)
+    if norm == "frozen":
+        model.freeze_rest()
+    sentences = Sentences(draw_tokens(8, 10), drift_tokens=100)
+    monitor, runs = UsageMonitor(), []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    validate(monitor, model, sentences)
+    before, _ = reads_of(model, sentences.tokens)
+    with torch.no_grad():
+        model.memories()[1].subkeys.add_(0.1 * torch.randn(2, 2, 8, 4))
+    after, _ = reads_of(model, sentences.tokens)
+    runs.clear()
+    figures = validate(monitor, model, sentences)
+    changed = (before[..., 0] != after[..., 0]).double().mean().item()
+    assert figures["pkm_drift"] == pytest.approx(changed)
+    assert "pkm_drift_running" not in figures
+    assert len(runs) == 1
+
+
+def test_a_worker_reads_again_when_another_has_examples_to_compare():
+    # Those who split a table would otherwise wait for it.
+    model = make_memory_model().eval()
+    sentences = Sentences(draw_tokens(4, 5))
+    monitor, runs = UsageMonitor(), []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    monitor.begin_set("valid", drift_steps=2)
+    for example in range(4):
+        batch = sentences.batch(example)
+        with monitor.watch_validation(model, batch, PAD):
+            model(**batch["net_input"])
+    assert len(runs) == 4 + 2
 
 
 def test_drift_is_nearly_all_after_the_subkeys_are_drawn_anew():
@@ -337,7 +416,7 @@ def test_drift_is_of_the_first_tokens_in_whole_examples_wherever_they_stand(drif
     after, _ = reads_of(model, first)
     changed = (before[..., 0] != after[..., 0]).float().mean().item()
     figures = validate(monitor, model, sentences, (2, 3, 0), (1, 4))
-    assert figures["pkm_drift"] == figures["pkm_l1_drift"] == pytest.approx(changed)
+    assert figures["pkm_drift_running"] == figures["pkm_l1_drift_running"] == pytest.approx(changed)
 
 
 def test_drift_of_several_memories_is_of_all_their_tokens_together():
@@ -364,7 +443,8 @@ def test_drift_is_not_measured_between_memories_of_different_sizes():
     monitor = UsageMonitor()
     validate(monitor, make_memory_model(pkm_layers=[0, 1]), sentences)
     figures = validate(monitor, make_memory_model(pkm_layers=[1, 2]), sentences)
-    assert [name for name in figures if "drift" in name] == ["pkm_drift", "pkm_l1_drift"]
+    names = {name for name in figures if name.endswith("drift")}
+    assert names == {"pkm_drift", "pkm_l1_drift"}
     for other in ({"pkm_heads": 4}, {"pkm_subkeys": 9}, {"pkm_layers": [0]}):
         figures = validate(monitor, make_memory_model(**other), sentences)
         assert not [name for name in figures if "drift" in name], other
@@ -397,8 +477,7 @@ def test_each_validation_set_has_its_own_figures_and_drift():
     assert validate(monitor, model, one, name="valid")["pkm_drift"] > 0.8
     assert validate(monitor, model, other, name="valid1") == {
         **second,
-        "pkm_drift": 0,
-        "pkm_l1_drift": 0,
+        **{f"pkm_{scope}drift{kind}": 0 for scope in ("", "l1_") for kind in ("", "_running")},
     }
 
 
@@ -417,7 +496,8 @@ def test_the_figures_of_each_head_are_those_of_its_reads():
     after, _ = reads_of(model, sentences.tokens)
     changed = (slots[..., 0] != after[..., 0]).double().mean(0).tolist()
     figures = validate(monitor, model, sentences)
-    assert [figures[f"pkm_l1_h{head}_drift"] for head in range(2)] == pytest.approx(changed)
+    of_heads = [figures[f"pkm_l1_h{head}_drift_running"] for head in range(2)]
+    assert of_heads == pytest.approx(changed)
     figures = validate(UsageMonitor(per_head=True), model, sentences)
     without = validate(UsageMonitor(), model, sentences)
     assert without.items() < figures.items()
@@ -437,6 +517,58 @@ def test_memories_together_are_figured_by_the_rows_of_values_they_have(shared):
     assert_figures(
         figures, slots, torch.cat([weights0, weights2]), slots_total=SLOTS if shared else 2 * SLOTS
     )
+
+
+def squares_by_hand(model, sentences, layer):
+    """Sums of squares over all tokens that are no padding: of what is read, and of its base."""
+    module = model.encoder.sentence_encoder.layers[layer]
+    seen = {}
+
+    def keep_input(memory, inputs):
+        seen["x"] = inputs[0]
+
+    with module.pkm.register_forward_pre_hook(keep_input):
+        for row in sentences.tokens:
+            model.eval()(row[row.ne(PAD)].unsqueeze(0))
+            x = seen["x"]
+            if module.replace:
+                base = x
+            else:
+                hidden = module.activation_fn(module.fc1(x))
+                base = F.linear(hidden, module.fc2.weight, module.fc2.bias)
+            yield torch.stack([module.pkm(x).square().sum(), base.square().sum()]).double()
+
+
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+def test_the_read_ratio_is_of_norms_over_all_tokens_but_padding(mode):
+    model = make_memory_model(pkm_layers=[0, 2], pkm_mode=mode, pkm_query_norm="layer")
+    sentences = Sentences(draw_tokens(6, 9), lengths=[9, 3, 1, 5, 2, 7])
+    monitor = UsageMonitor()
+    figures = validate(monitor, model, sentences, (0, 1, 2), (3, 4), (5,))
+    for examples in ([0, 1], [2, 3, 4, 5]):
+        train(monitor, model, sentences.tokens[examples])
+    monitor.end_window()
+    in_training = monitor.figures()
+    with torch.no_grad():
+        sums = {layer: sum(squares_by_hand(model, sentences, layer)) for layer in (0, 2)}
+    sums = {"": sums[0] + sums[2], "l0_": sums[0], "l2_": sums[2]}
+    for scope, (read, base) in sums.items():
+        ratio = (read / base).sqrt().item()
+        assert 0.01 < ratio < 100
+        assert figures[f"pkm_{scope}read_ratio"] == pytest.approx(ratio, rel=1e-5)
+        assert in_training[f"pkm_{scope}train_read_ratio"] == pytest.approx(ratio, rel=1e-5)
+
+
+def test_values_of_zero_have_a_read_ratio_of_zero():
+    model = make_memory_model(pkm_value_init="zero")
+    assert validate(UsageMonitor(), model, Sentences(draw_tokens(2, 5)))["pkm_read_ratio"] == 0
+
+
+def test_large_tables_are_sorted_once(monkeypatch):
+    sorts, sort = [], np.sort
+    monkeypatch.setattr(np, "sort", lambda *args: sorts.append(1) or sort(*args))
+    validate(UsageMonitor(), make_memory_model(), Sentences(draw_tokens(2, 5)))
+    assert len(sorts) == 1
 
 
 @pytest.mark.parametrize("model", [make_model(), torch.nn.Linear(2, 2)])

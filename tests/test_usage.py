@@ -164,7 +164,7 @@ def test_nothing_read_has_no_kl_and_no_slots():
 def test_slots_all_alike_have_kl_zero(count_of_each):
     counts = torch.full((36,), count_of_each)
     assert kl_from_uniform(counts) == pytest.approx(0, abs=1e-12)
-    assert slots_carrying(counts, 50) == 18
+    assert slots_carrying(counts)[50] == 18
     assert usage(counts) == 1
 
 
@@ -173,7 +173,7 @@ def test_one_slot_only_has_the_largest_kl():
     counts[5] = 3
     assert kl_from_uniform(counts) == pytest.approx(math.log(49), rel=1e-12)
     assert usage(counts) == pytest.approx(1 / 49)
-    assert [slots_carrying(counts, percent) for percent in (50, 90, 99)] == [1, 1, 1]
+    assert slots_carrying(counts) == {50: 1, 90: 1, 99: 1}
 
 
 def test_a_memory_of_one_slot_is_used_evenly():
@@ -192,9 +192,8 @@ def test_a_memory_of_one_slot_is_used_evenly():
 
 def test_the_slots_that_carry_a_share_are_the_least_that_reach_it():
     counts = torch.tensor([0, 40, 9, 50, 1])
-    assert [slots_carrying(counts, percent) for percent in (50, 51, 90, 91, 99, 100)] == [
-        *(1, 2, 2, 3, 3, 4)
-    ]
+    percents = (50, 51, 90, 91, 99, 100)
+    assert slots_carrying(counts, percents) == dict(zip(percents, (1, 2, 2, 3, 3, 4)))
 
 
 def test_counts_neither_overflow_nor_lose_a_read_near_their_limit():
@@ -217,7 +216,7 @@ def test_counts_neither_overflow_nor_lose_a_read_near_their_limit():
 def test_even_counts_near_their_limit_have_kl_zero():
     counts = torch.full((1024,), 2**29 * WEIGHT_UNITS - 1)
     assert kl_from_uniform(counts) == pytest.approx(0, abs=1e-12)
-    assert slots_carrying(counts, 50) == 512
+    assert slots_carrying(counts)[50] == 512
 
 
 def test_memories_with_tables_of_their_own_are_joined_side_by_side():

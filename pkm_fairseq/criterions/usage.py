@@ -6,10 +6,14 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
+from pkm_fairseq.config import flag
 from pkm_fairseq.refusals import RefusalError
 
 # A figure that compares with the validation before, or that needs updates since then.
-NOT_AT_EVERY_VALIDATION = ("drift", "stale_top1", "stale_topk", "train_kl")
+NOT_AT_EVERY_VALIDATION = (
+    *("drift", "drift_running", "stale_top1", "stale_topk", "train_kl", "train_read_ratio"),
+)
+OF_WORTH = ("worth", "changed", "loss_with", "loss_without")
 
 
 @dataclass
@@ -26,6 +30,14 @@ class UsageConfig(FairseqDataclass):
             "slots change from one validation to the next; 0 for none"
         },
     )
+    pkm_worth_tokens: int = field(
+        default=16384,
+        metadata={
+            "help": "tokens of each validation set, in whole batches from all over it, on which to "
+            "measure what the loss becomes without each memory and without all; 0 for none"
+        },
+    )
+    max_valid_steps: Optional[int] = II("dataset.max_valid_steps")
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
     train_subset: str = II("dataset.train_subset")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
@@ -46,11 +58,15 @@ def check_usage(cfg, task, name):
         raise RefusalError(
             f"--criterion {name} needs --task {name}, which counts what the memory reads"
         )
-    if cfg.pkm_drift_tokens < 0:
-        raise RefusalError(
-            f"--pkm-drift-tokens {cfg.pkm_drift_tokens} is below 0: give a number of tokens, or 0"
-        )
+    for option in ("pkm_drift_tokens", "pkm_worth_tokens"):
+        tokens = getattr(cfg, option)
+        if tokens < 0:
+            raise RefusalError(f"{flag(option)} {tokens} is below 0: give a number of tokens, or 0")
     metric = cfg.best_checkpoint_metric
+    if metric.startswith("pkm_") and metric.endswith(OF_WORTH) and not cfg.pkm_worth_tokens:
+        raise RefusalError(
+            f"--best-checkpoint-metric {metric} is not there with --pkm-worth-tokens 0: change one"
+        )
     if metric.startswith("pkm_") and metric.endswith(NOT_AT_EVERY_VALIDATION):
         raise RefusalError(
             f"--best-checkpoint-metric {metric} is not there at every validation: choose "

@@ -368,6 +368,11 @@ class PKMRobertaModel(RobertaModel):
             if isinstance(module, ProductKeyMemory)
         }
 
+    def memory_layers(self):
+        """Returns the encoder layers that hold the memories, by the same numbers."""
+        layers = self.encoder.sentence_encoder.layers
+        return {layer: layers[layer] for layer in self.memories()}
+
     def tables(self):
         """Returns the tables of values by the layers that read them, as tuples, ascending."""
         tables = {}

@@ -3,6 +3,8 @@
 T tokens, H heads, Q width of a query.
 """
 
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -52,6 +54,21 @@ class QueryBatchNorm(nn.Module):
         """From now on does in training, too, what it does in evaluation."""
         self.frozen = True
         self.eval()
+
+    @property
+    def wanders(self):
+        """Whether the running statistics change in training."""
+        return not self.frozen
+
+    @contextmanager
+    def by_own_batch(self):
+        """Has evaluation normalise each batch by its own statistics inside the block."""
+        before = self.training, self.sync, self.counted
+        self.training, self.sync, self.counted = True, False, False
+        try:
+            yield
+        finally:
+            self.training, self.sync, self.counted = before
 
     def train(self, mode=True):
         return super().train(mode and not self.frozen)

@@ -13,7 +13,7 @@ from pkm_fairseq.monitor import UsageMonitor
 from pkm_fairseq.refusals import RefusalError
 
 from .checkpoints import names_apart, open_checkpoint
-from .evaluate import DataSet, count_usage, find_contexts
+from .evaluate import DataSet, find_contexts, measure
 from .history import read_history
 from .render import write_report
 from .text import TokenText
@@ -49,6 +49,13 @@ def parse_args():
         help="tokens, the set's first, to measure drift on (default: 4096)",
     )
     parser.add_argument(
+        "--worth-tokens",
+        type=number_from(0),
+        default=16384,
+        help="tokens, in batches from all over the set, to measure on what the loss becomes "
+        "without memories (default: 16384)",
+    )
+    parser.add_argument(
         "--slots",
         type=number_from(0),
         default=10,
@@ -70,6 +77,7 @@ def report(args):
     data = DataSet(last.task, args.subset, args.batch_size, last.model, device)
     text = TokenText(last.task.source_dictionary, [args.data, last.file.parent])
     args.dest.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be
+    criterion = last.task.build_criterion(last.cfg.criterion)
     monitor = UsageMonitor(args.per_head)
     results = []
     for path, name in zip(args.checkpoints, names_apart(args.checkpoints)):
@@ -81,7 +89,15 @@ def report(args):
                 f"{checkpoint.file} reads {model.max_positions()} tokens at once, but the data is "
                 f"read for {last.file}, which reads {data.max_positions}: report on them apart"
             )
-        figures, counts = count_usage(model, data, f"{name}: usage", monitor, args.drift_tokens)
+        figures, counts = measure(
+            model,
+            data,
+            f"{name}: usage",
+            monitor,
+            args.drift_tokens,
+            criterion if checkpoint.loss == last.loss else None,
+            args.worth_tokens,
+        )
         weights = {layer: of_layer[2].sum(0) for layer, of_layer in counts.items()}  # (S,) each
         slots = {
             layer: weight.topk(min(args.slots, len(weight))).indices.tolist()

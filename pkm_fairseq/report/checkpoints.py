@@ -30,6 +30,11 @@ class Checkpoint:
     task: object
     cfg: object
 
+    @property
+    def loss(self):
+        """Which loss it was trained for, by fairseq's criterion or by the plugin's alike."""
+        return self.cfg.criterion._name.replace("pkm_", "")
+
 
 def open_checkpoint(path, data, make_task=None):
     """Opens a checkpoint with a memory.

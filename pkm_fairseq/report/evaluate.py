@@ -3,6 +3,7 @@
 T tokens, H heads, K slots read per head, S slots, B sentences, L length of the longest.
 """
 
+from functools import partial
 from heapq import nlargest
 from itertools import islice
 from typing import NamedTuple
@@ -11,8 +12,10 @@ import torch
 from fairseq import utils
 from tqdm import tqdm
 
-from pkm_fairseq.monitor import first_examples, observe_reads
+from pkm_fairseq.monitor import first_examples
+from pkm_fairseq.observe import observe_reads
 from pkm_fairseq.refusals import RefusalError
+from pkm_fairseq.worth import Worth, spread_batches
 
 
 class Context(NamedTuple):
@@ -69,14 +72,35 @@ class DataSet:
 
 
 @torch.no_grad()
-def count_usage(model, data, title, monitor, drift_tokens):
-    """Returns the figures and counts that ``monitor`` makes of a data set."""
+def measure(model, data, title, monitor, drift_tokens, criterion, worth_tokens):
+    """Returns the figures of a data set and its counts.
+
+    Args:
+        model: the model.
+        data: a ``DataSet``.
+        title: what to say while it takes.
+        monitor: makes the figures of usage and the counts; it compares with the model before.
+        drift_tokens: on how many tokens to measure drift.
+        criterion: the model's loss, None if it has none on these data, and so no figures of worth.
+        worth_tokens: on how many tokens to measure worth.
+    """
     monitor.begin_set(data.subset, first_examples(data.iterator, drift_tokens))
+    worth = Worth()
+    worth.begin_set(spread_batches(data.iterator, worth_tokens) if criterion else frozenset())
     for batch in data.batches(title):
-        with monitor.watch_validation(model, batch, data.pad):
-            model(**batch["net_input"], features_only=True)
-    figures, counts = monitor.figures(), monitor.counts()
+        if criterion:
+            again = partial(criterion, model, batch)
+        else:
+            again = partial(model, **batch["net_input"], features_only=True)
+
+        def run(batch=batch, again=again):
+            with monitor.watch_validation(model, batch, data.pad):
+                return again()
+
+        worth.measure(model, run, again)
+    figures, counts = {**worth.figures(), **monitor.figures()}, monitor.counts()
     monitor.end_set()
+    monitor.moved.begin_run(model.memories(), again=True)
     return figures, counts
 
 

@@ -4,7 +4,9 @@ import logging
 import math
 import os
 from contextlib import ExitStack
-from itertools import chain
+from functools import partial
+from itertools import chain, takewhile
+from math import ceil
 
 import torch.distributed as dist
 from fairseq import utils
@@ -12,6 +14,7 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 
 from pkm_fairseq.monitor import UsageMonitor, first_examples
+from pkm_fairseq.worth import Worth, spread_batches
 
 from .binary_text import check_binary_text, check_dictionary
 
@@ -29,6 +32,7 @@ class MonitoredTask(FairseqTask):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.monitor = UsageMonitor()
+        self.worth = Worth()
         self._usage = None  # the criterion's options, if it asks for figures of usage
         self._pictures = None
         self._figures_logged = False
@@ -88,11 +92,20 @@ class MonitoredTask(FairseqTask):
         if name != self._usage.train_subset:
             options["required_batch_size_multiple"] = 1
         batches = super().get_batch_iterator(dataset, **options)
-        # fairseq fills up the other workers' shards with the first batch of the first worker.
-        others = batches.frozen_batches[:1] if options.get("shard_id") else ()
-        drift_examples = first_examples(batches, self._usage.pkm_drift_tokens)
-        self.monitor.begin_set(name, drift_examples, chain.from_iterable(others))
+        self._begin_set(name, batches, options.get("shard_id", 0), options.get("num_shards", 1))
         return batches
+
+    def _begin_set(self, name, batches, worker, workers):
+        # fairseq fills up the other workers' shards with the first batch of the first worker.
+        others = batches.frozen_batches[:1] if worker else ()
+        examples = first_examples(batches, self._usage.pkm_drift_tokens)
+        of_these = takewhile(lambda batch: not examples.isdisjoint(batch), batches.frozen_batches)
+        drift_steps = ceil(len(list(of_these)) / workers)
+        self.monitor.begin_set(name, examples, chain.from_iterable(others), drift_steps)
+        steps = self._usage.max_valid_steps
+        within = None if steps is None else steps * workers
+        chosen = spread_batches(batches, self._usage.pkm_worth_tokens, within)
+        self.worth.begin_set(chosen, worker, workers)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         with ExitStack() as around:
@@ -112,11 +125,17 @@ class MonitoredTask(FairseqTask):
             model.average_query_statistics()
 
     def valid_step(self, sample, model, criterion):
+        """Does what fairseq's task does, for figures of worth more than once."""
         self._figures = None
+        again = partial(super().valid_step, sample, model, criterion)
         if self._usage is None:
-            return super().valid_step(sample, model, criterion)
-        with self.monitor.watch_validation(model, sample, self.source_dictionary.pad()):
-            return super().valid_step(sample, model, criterion)
+            return again()
+
+        def run():
+            with self.monitor.watch_validation(model, sample, self.source_dictionary.pad()):
+                return again()
+
+        return self.worth.measure(model, run, again)
 
     def begin_valid_epoch(self, epoch, model):
         super().begin_valid_epoch(epoch, model)
@@ -124,7 +143,7 @@ class MonitoredTask(FairseqTask):
 
     def compute_figures(self):
         """Returns the figures of the validation set so far, by the name under which to log them."""
-        return self.monitor.figures()
+        return {**self.worth.figures(), **self.monitor.figures()}
 
     def figures(self):
         """Returns what ``compute_figures`` does, computed once however often fairseq asks."""

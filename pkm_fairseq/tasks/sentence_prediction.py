@@ -94,7 +94,7 @@ class PKMSentencePredictionTask(
         return super().get_batch_iterator(dataset, **options)
 
     def record(self, ids, predictions, targets):
-        """Records a validation batch, on each worker those of all workers.
+        """Records a validation batch, on each worker those of all workers; once, if it is repeated.
 
         Args:
             ids: each example's place in the set; what stands in several batches, as fairseq fills
@@ -102,6 +102,8 @@ class PKMSentencePredictionTask(
             predictions: each example's class or number.
             targets: the true ones.
         """
+        if self.worth.repeating:
+            return
         batch = list(zip(ids.tolist(), predictions.tolist(), targets.tolist()))
         batches = [batch]
         if count_workers() > 1:

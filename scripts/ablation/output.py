@@ -35,6 +35,8 @@ def make_table(results):
         "parameters": lambda name, row: _number(median(row["runs"], "parameters"), ",.0f"),
         "perplexity": lambda name, row: _valid(row, "ppl", ".1f"),
         "values zero": lambda name, row: _each(row, ".1f", "without_memory", "ppl"),
+        "worth": lambda name, row: _valid(row, "pkm_worth", ".4f"),
+        "read ratio": lambda name, row: _valid(row, "pkm_read_ratio"),
         "top-1 usage": lambda name, row: _valid(row, "pkm_top1_usage"),
         "top-k usage": lambda name, row: _valid(row, "pkm_topk_usage"),
         "KL": lambda name, row: _valid(row, "pkm_kl", ".2f"),

@@ -11,7 +11,8 @@ import torch
 from measure import in_turn, median_ratio, quartiles_ms
 from roberta import make_model, make_task
 
-from pkm_fairseq.monitor import UsageMonitor, observe_reads
+from pkm_fairseq.monitor import UsageMonitor
+from pkm_fairseq.observe import observe_reads
 from pkm_fairseq.usage import add_reads, make_counts
 
 VOCABULARY = 8000

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pkm_fairseq.models import PKMRobertaModel
-from pkm_fairseq.monitor import observe_reads
+from pkm_fairseq.observe import observe_reads
 from pkm_fairseq.slots import main
 from tests.commands.commands import (
     MEMORY,
