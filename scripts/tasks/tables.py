@@ -28,11 +28,11 @@ def read_table(path, wanted, quotes=True):
     Raises:
         ValueError: if it is of no known kind.
     """
-    if path.is_dir():
-        return read_dataset(path, wanted)
     ending = Path(path.stem).suffix if path.suffix in PACKED_ENDINGS else path.suffix
-    if ending in JSON_ENDINGS:
-        return read_json_lines(path, wanted)
+    if path.is_dir() or ending in JSON_ENDINGS:
+        if not quotes:
+            raise ValueError(f"--no-quotes is for {' and '.join(SEPARATORS)}: remove it")
+        return (read_dataset if path.is_dir() else read_json_lines)(path, wanted)
     if ending not in SEPARATORS:
         known = ", ".join([*SEPARATORS, *JSON_ENDINGS])
         raise ValueError(f"{path} has none of the endings that say how to read it: {known}")

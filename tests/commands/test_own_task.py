@@ -282,6 +282,13 @@ def test_tables_that_are_no_such_task_are_refused(prepare, tmp_path, rows, optio
         prepare(**options)
 
 
+def test_no_quotes_is_refused_where_there_are_none(prepare, tmp_path):
+    for split, rows in ROWS.items():
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    with pytest.raises(ValueError, match="--no-quotes is for .tsv and .csv: remove it"):
+        prepare("--no-quotes", ending=".jsonl")
+
+
 def test_the_metric_of_a_positive_class_needs_one(prepare, tables):
     with pytest.raises(ValueError, match="--metric f1 is that of the class 1, but there are bad,"):
         prepare("--metric", "f1")
