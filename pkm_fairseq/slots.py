@@ -7,6 +7,7 @@ makes them, or text, whatever the checkpoint was trained on.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -131,6 +132,11 @@ def task_for(folder, cfg):
     Raises:
         ValueError: if there is no such data.
     """
+    if os.pathsep in str(folder):
+        raise ValueError(
+            f"{folder} is several folders: name those of --background one after the other, and "
+            "list the slots of each --data by itself"
+        )
     of_glue = (folder / "input0").is_dir()
     if not of_glue and not (folder / "dict.txt").is_file():
         raise ValueError(f"{folder} is no folder of binary data: it has no dict.txt and no input0")
