@@ -129,7 +129,7 @@ def make_sentencepiece(folder):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(draw_lines(200)),
         model_prefix=str(prefix),
-        vocab_size=30,
+        vocab_size=24,
         bos_id=-1,
         eos_id=-1,
         minloglevel=2,
