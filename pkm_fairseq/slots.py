@@ -7,6 +7,7 @@ scripts/tasks/prepare.py makes them, or text, whatever the checkpoint was traine
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -132,6 +133,11 @@ def task_for(folder, cfg):
     Raises:
         ValueError: if there is no such data.
     """
+    if os.pathsep in str(folder):
+        raise ValueError(
+            f"{folder} is several folders: name those of --background one after the other, and "
+            "list the slots of each --data by itself"
+        )
     of_glue = (folder / "input0").is_dir()
     if not of_glue and not (folder / "dict.txt").is_file():
         raise RefusalError(

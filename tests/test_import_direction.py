@@ -15,6 +15,7 @@ ALLOWED = {
     "checkpoint_reading": set(),
     "command_line": set(),
     "config": set(),
+    "fairseq_fixes": set(),
     "files": set(),
     "scores": set(),
     "text": set(),

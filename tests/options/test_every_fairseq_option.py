@@ -1,11 +1,19 @@
-"""Each option of fairseq's RoBERTa and of its trainings works with a memory, or is refused."""
+"""Each option of fairseq's RoBERTa and of its trainings works with a memory, or is refused.
 
+Each alone, which takes minutes, and any two, others each time and more with the profile:
+pytest -m slow --hypothesis-profile many tests/options
+"""
+
+import re
+import shutil
 from pathlib import Path
 from string import Template
 
 import pytest
 from fairseq.tasks import TASK_REGISTRY
 from fairseq_cli import train as command
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.options import declared, entries, training
 
@@ -41,22 +49,37 @@ def starts(data, tmp_path_factory):
 
 
 @pytest.fixture
-def prepare(data, starts, tmp_path):
-    """Makes the options of a training of those that an entry gives."""
+def fill_in(starts, tmp_path):
+    """Puts paths into what an entry gives, and leaves out what this fairseq does not have."""
     (tmp_path / "quantisation.yaml").write_text(QUANTISATION)
     places = {**starts, "folder": str(tmp_path)}
+    known = declared.everything()
+    return lambda given: {
+        name: Template(value).substitute(places) if isinstance(value, str) else value
+        for name, value in given.items()
+        if name not in entries.NEWER or name in known
+    }
+
+
+@pytest.fixture
+def prepare(data, fill_in, tmp_path):
+    """Makes the options of a training of those that an entry gives, as fairseq-train does."""
 
     def prepare(given, finetuning=False):
         task = training.FINETUNING if finetuning else training.PRETRAINING
-        given = {
-            name: Template(value).substitute(places) if isinstance(value, str) else value
-            for name, value in {**task, **given}.items()
-            if name not in entries.NEWER or name in declared.everything()
-        }
-        where = given.pop("data", data / ("sentences" if finetuning else "text"))
-        return training.parse(where, tmp_path / "run", given)
+        where = data / ("sentences" if finetuning else "text")
+        return training.parse(where, tmp_path / "run", {**task, **fill_in(given)})
 
     return prepare
+
+
+@pytest.fixture(scope="module")
+def plain(data):
+    """The options of a pretraining and of a finetuning."""
+    return [
+        training.parse(data / folder, data / "run", task)
+        for folder, task in (("text", training.PRETRAINING), ("sentences", training.FINETUNING))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -114,10 +137,10 @@ def assert_trains_and_resumes(cfg):
         + [(*row, True) for row in entries.REFUSED_IN_FINETUNING]
     ),
 )
-def test_it_is_refused_before_data_are_read(given, line, finetuning, prepare, monkeypatch):
+def test_it_is_refused_before_data_are_read(given, line, finetuning, plain, fill_in, monkeypatch):
     if entries.NEWER & given.keys() - declared.everything().keys():
         pytest.skip("an option of fairseq-fixed alone")
-    cfg = prepare(given, finetuning)
+    cfg = training.change(plain[finetuning], fill_in(given))
     task = TASK_REGISTRY[cfg.task._name]
     monkeypatch.setattr(task, "load_dataset", lambda *args, **options: pytest.fail("reads data"))
     assert_refused(cfg, line)
@@ -162,3 +185,42 @@ def test_it_starts_from_there(given, place, prepare):
     assert (updates, iterator["epoch"], iterator["iterations_in_epoch"]) == place
     if "optimizer_overrides" in given:
         assert checkpoint["last_optimizer_state"]["param_groups"][0]["eps"] == 0.5
+
+
+ALONE = [
+    (name, value, name_of_row in entries.FINETUNED)
+    for rows in (entries.PRETRAINED, entries.FINETUNED)
+    for name_of_row, row in rows.items()
+    for name, value in row.items()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value", "finetuning"), ALONE, ids=str)
+def test_each_alone_trains_and_resumes(name, value, finetuning, prepare):
+    assert_trains_or_is_refused(prepare({name: value}, finetuning))
+
+
+PAIRS = st.sampled_from(ALONE).flatmap(
+    lambda first: st.tuples(
+        st.just(first),
+        st.sampled_from([row for row in ALONE if row[0] != first[0] and row[2] == first[2]]),
+    )
+)
+
+
+@pytest.mark.slow
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pair=PAIRS)
+def test_any_two_train_and_resume_or_are_refused(pair, prepare):
+    given = {name: value for name, value, _ in pair}
+    assert_trains_or_is_refused(prepare(given, finetuning=pair[0][2]))
+
+
+def assert_trains_or_is_refused(cfg):
+    """Asserts that, and begins with no checkpoint of another training."""
+    shutil.rmtree(cfg.checkpoint.save_dir, ignore_errors=True)
+    try:
+        assert_trains_and_resumes(cfg)
+    except ValueError as error:
+        assert re.search("--[a-z]", str(error))  # noqa: PT017 - a training is as welcome

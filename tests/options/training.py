@@ -11,6 +11,7 @@ from fairseq.data.indexed_dataset import make_builder
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as command
+from omegaconf import OmegaConf
 
 MODEL = {
     "encoder_layers": 2,
@@ -51,8 +52,8 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 ROWS = {"train": 48, "valid": 12}
 
 
-def parse(data, save_dir, given):
-    """Returns the options of a training as fairseq-train reads them.
+def flags(data, save_dir, given):
+    """Returns the arguments of a training with fairseq-train.
 
     Args:
         data: folder of data.
@@ -60,15 +61,21 @@ def parse(data, save_dir, given):
         given: the options; True stands for a flag without a value, False for what a YAML alone can
             switch off, None for what is not given.
     """
-    flags, in_yaml = [str(data), "--save-dir", str(save_dir)], {}
+    words = [str(data), "--save-dir", str(save_dir)]
     for name, value in {**ALWAYS, **given}.items():
+        if value not in (None, False) and name not in ONLY_IN_YAML:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
+
+
+def parse(data, save_dir, given):
+    """Returns the options of a training as fairseq-train reads them; arguments as of ``flags``."""
+    args = options.parse_args_and_arch(
+        options.get_training_parser(), input_args=flags(data, save_dir, given)
+    )
+    for name, value in given.items():
         if value is False or name in ONLY_IN_YAML:
-            in_yaml[name] = value
-        elif value is not None:
-            flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    args = options.parse_args_and_arch(options.get_training_parser(), input_args=flags)
-    for name, value in in_yaml.items():
-        setattr(args, name, value)
+            setattr(args, name, value)
     return convert_namespace_to_omegaconf(args)
 
 
@@ -76,21 +83,29 @@ def parse(data, save_dir, given):
 ONLY_IN_YAML = {"adaptive_input", "no_token_positional_embeddings"}
 
 
+def change(cfg, given):
+    """Returns the options of a training with others in the place of some, wherever they stand."""
+    cfg = copy.deepcopy(cfg)
+    for name, value in given.items():
+        for part in cfg.values():
+            if OmegaConf.is_config(part) and name in part:
+                part[name] = value
+        setattr(cfg.model, name, value)
+    return cfg
+
+
 def train(cfg, **changed):
     """Trains as fairseq-train does.
 
     Args:
         cfg: what ``parse`` returned; it stays as it is.
-        changed: ``max_update`` or another option of the optimization that differs.
+        changed: options in whose place others stand.
     """
     # What fairseq keeps in its functions from one training to the next of the same process.
     for function in (checkpoint_utils.save_checkpoint, command.should_stop_early):
         for name in ("best", "num_runs"):
             vars(function).pop(name, None)
-    cfg = copy.deepcopy(cfg)
-    for name, value in changed.items():
-        cfg.optimization[name] = value
-    distributed_utils.call_main(cfg, command.main)
+    distributed_utils.call_main(change(cfg, changed), command.main)
 
 
 def read(cfg, name="checkpoint_last.pt"):
@@ -114,7 +129,7 @@ def make_sentencepiece(folder):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(draw_lines(200)),
         model_prefix=str(prefix),
-        vocab_size=30,
+        vocab_size=24,
         bos_id=-1,
         eos_id=-1,
         minloglevel=2,
