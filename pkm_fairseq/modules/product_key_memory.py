@@ -118,22 +118,23 @@ class ProductKeyMemory(nn.Module):
     def build_query(self, input_dim, query_dim):
         """Builds the network that makes a token's queries, of all heads: for subclasses to change.
 
-        What it has of ``nn.Linear``, and nothing else, ``reset_parameters`` draws anew.
+        ``reset_parameters`` draws what it has of ``nn.Linear`` anew, and resets what else has a
+        ``reset_parameters``, as torch's modules have.
         """
         return nn.Linear(input_dim, query_dim)
 
     def reset_parameters(self):
-        """Draws all parameters anew: queries and read keep the scale of what they are made of."""
-        for layer in self.query.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-                nn.init.zeros_(layer.bias)
+        """Draws all parameters but the values anew.
+
+        Queries and read keep the scale of what they are made of. The values their table draws, once
+        for all memories that share it.
+        """
+        _reset_query(self.query)
         for part in (self.query_norm, self.search.cosine, self.gate):
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()
         bound = self.subkeys.shape[-1] ** -0.5
         nn.init.uniform_(self.subkeys, -bound, bound)
-        self.values.reset_parameters()
         if isinstance(self.output, nn.Linear):
             nn.init.normal_(self.output.weight, std=self.output.in_features**-0.5)
 
@@ -191,6 +192,19 @@ class ProductKeyMemory(nn.Module):
         heads, _, subkeys, half_key_dim = self.subkeys.shape
         topk = self.search.topk
         return f"subkeys={subkeys}, heads={heads}, topk={topk}, key_dim={2 * half_key_dim}"
+
+
+def _reset_query(network):
+    """Draws a network that makes queries anew, part by part."""
+    if isinstance(network, nn.Linear):
+        nn.init.normal_(network.weight, std=network.in_features**-0.5)
+        if network.bias is not None:
+            nn.init.zeros_(network.bias)
+    elif hasattr(network, "reset_parameters"):
+        network.reset_parameters()
+    else:
+        for part in network.children():
+            _reset_query(part)
 
 
 class ProductKeySearch(nn.Module):

@@ -7,6 +7,7 @@ from fairseq.dataclass.configs import EMAConfig
 from fairseq.models import build_model
 from fairseq.models.ema.ema import EMA
 from fairseq.nan_detector import NanDetector
+from torch import nn
 
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.optim import LazyAdam
@@ -162,6 +163,21 @@ def test_the_memories_keep_their_own_initialisation():
         else:
             assert not projection.weight.any()
             assert projection.bias.item() == 2
+
+
+@pytest.mark.parametrize(("share", "tables"), [(False, 3), (True, 1)])
+def test_each_table_is_drawn_once(share, tables, monkeypatch):
+    drawn, draw = [], nn.init.normal_
+
+    def count(tensor, *args, **options):
+        drawn.append(tensor.shape)
+        return draw(tensor, *args, **options)
+
+    monkeypatch.setattr(nn.init, "normal_", count)
+    model = make_memory_model(pkm_layers=[0, 1, 2], pkm_share_values=share)
+    assert drawn.count((64, 16)) == tables == len(model.tables())
+    for table in model.tables().values():
+        assert table.weight.std().item() == pytest.approx(16**-0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("mode", ["residual", "replace"])

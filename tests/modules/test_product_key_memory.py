@@ -376,6 +376,39 @@ def test_new_parameters_have_the_scale_the_paper_gives_them():
     assert not ProductKeyMemory(64, subkeys=8, topk=2, value_init="zero").values.weight.any()
 
 
+class Shift(torch.nn.Module):
+    """A part of a query network that has only a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.full((8,), 0.5))
+
+    def forward(self, x):
+        return x + self.by
+
+
+class OwnQueryMemory(ProductKeyMemory):
+    def build_query(self, input_dim, query_dim):
+        norm = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.GELU())
+        first = torch.nn.Linear(input_dim, 8, bias=False)
+        return torch.nn.Sequential(first, norm, Shift(), torch.nn.Linear(8, query_dim))
+
+
+def test_a_query_network_of_any_parts_is_reset_part_by_part():
+    memory = OwnQueryMemory(400, subkeys=8, topk=2)
+    for parameter in memory.query.parameters():
+        parameter.data.fill_(3)
+    memory.reset_parameters()
+    first, norm, shift, last = memory.query
+    assert first.weight.std().item() == pytest.approx(400**-0.5, rel=0.05)
+    assert last.weight.std().item() == pytest.approx(8**-0.5, rel=0.05)
+    assert not last.bias.any()
+    assert torch.equal(norm[0].weight, torch.ones(8))
+    assert not norm[0].bias.any()
+    assert torch.equal(shift.by, torch.full((8,), 3.0))
+    assert memory(torch.randn(5, 400)).isfinite().all()
+
+
 def test_new_memories_read_at_one_scale_whatever_the_weights_scores_and_merge():
     torch.manual_seed(1)
     # As a LayerNorm leaves tokens.
