@@ -3,9 +3,12 @@
 from contextlib import contextmanager
 
 import pytest
+import torch
 from fairseq.tasks import FairseqTask
+from fairseq.tasks.sentence_prediction import SentencePredictionTask
 
 from pkm_fairseq.tasks.monitored import MonitoredTask
+from pkm_fairseq.tasks.sentence_prediction import PKMSentencePredictionTask
 
 
 class WatchedModel:
@@ -23,3 +26,13 @@ def test_a_batch_that_only_fills_up_a_shard_is_not_counted(monkeypatch, ignored)
     monkeypatch.setattr(FairseqTask, "train_step", lambda task, sample, model, *_: model.counting)
     step = MonitoredTask(None).train_step
     assert step({}, WatchedModel(), None, None, 1, ignore_grad=ignored) != ignored
+
+
+def test_what_is_predicted_without_memories_is_not_scored(monkeypatch):
+    monkeypatch.setattr(SentencePredictionTask, "__init__", lambda task, *_: None)
+    task = PKMSentencePredictionTask(None, None, None)
+    ids, targets = torch.tensor([4, 7]), torch.tensor([1, 0])
+    task.record(ids, torch.tensor([1, 0]), targets)
+    task.worth.repeating = True
+    task.record(ids, torch.tensor([0, 1]), targets)
+    assert task._recorded == {4: [1, 1], 7: [0, 0]}
