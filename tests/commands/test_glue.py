@@ -1,6 +1,7 @@
 """Finetuning with the shipped configs, scoring, and the files for GLUE's leaderboard."""
 
 import csv
+import math
 import random
 import shlex
 import sys
@@ -8,6 +9,7 @@ from importlib import import_module
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -148,6 +150,30 @@ def test_cola_is_learned_and_scored_over_the_whole_validation_set(cola, glue, da
     assert max(reported) == pytest.approx(100 * expected, rel=1e-4)
 
 
+def test_worth_is_what_the_loss_of_its_checkpoint_gains_with_values_of_zero(cola, glue, data):
+    folder, output = cola
+    rows = dev_rows(glue, "CoLA")
+    targets = torch.tensor([int(row[1]) for row in rows])
+    hub = load_hub(folder, "CoLA", glue, data, "checkpoint_last.pt")
+    found = []
+    for emptied in (False, True):
+        if emptied:
+            hub.model.memories()[1].values.weight.data.zero_()
+        logits = torch.cat(answer(hub, [row[3:] for row in rows]))
+        loss = F.cross_entropy(logits, targets).item() / math.log(2)
+        found.append((loss, logits.argmax(-1)))
+    (loss, classes), (loss_without, classes_without) = found
+    figures = {
+        name: float(logged(output, f"valid_pkm_{name}", "valid")[-1])
+        for name in ("loss_with", "loss_without", "worth", "l1_worth", "changed")
+    }
+    changed = (classes != classes_without).double().mean().item()
+    expected = {"loss_with": loss, "loss_without": loss_without, "changed": changed}
+    worth = loss_without - loss
+    assert abs(worth) > 1e-3
+    assert figures == pytest.approx({**expected, "worth": worth, "l1_worth": worth}, abs=1e-4)
+
+
 def test_fairseq_validate_gives_the_same_score(cola, glue):
     folder, output = cola
     validated = run(
@@ -156,7 +182,8 @@ def test_fairseq_validate_gives_the_same_score(cola, glue):
         *("--criterion", "pkm_sentence_prediction", "--num-workers", 0, "--batch-size", 8),
         *("--path", folder / "checkpoint_last.pt", "--max-positions", 32),
     )
-    for key in ("valid_mcc", "valid_loss", "valid_pkm_top1_usage", "valid_pkm_l1_kl"):
+    keys = ("valid_mcc", "valid_loss", "valid_pkm_top1_usage", "valid_pkm_l1_kl", "valid_pkm_worth")
+    for key in keys:
         assert logged(validated, key, "valid") == logged(output, key, "valid")[-1:]
 
 

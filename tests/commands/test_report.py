@@ -14,7 +14,7 @@ from pkm_fairseq.models import PKMRobertaModel
 from pkm_fairseq.report.__main__ import main
 from pkm_fairseq.report.checkpoints import names_apart
 from pkm_fairseq.report.history import read_history
-from tests.commands.commands import MEMORY, MODEL, logged, pretraining, run
+from tests.commands.commands import MEMORY, MODEL, load_model_state, logged, pretraining, run
 
 OURS = {
     **{"task": "pkm_masked_lm", "criterion": "pkm_masked_lm", "arch": "pkm_roberta"},
@@ -58,7 +58,7 @@ def test_its_figures_are_those_of_the_validations(trained, report):
     assert [checkpoint["updates"] for checkpoint in summary["checkpoints"]] == [10, 20]
     for number, checkpoint in enumerate(summary["checkpoints"]):
         for name, figure in checkpoint["figures"].items():
-            if "drift" not in name:
+            if "drift" not in name and "moved" not in name:
                 assert f"{figure:g}" == logged(output, f"valid_{name}", "valid")[number], name
 
 
@@ -73,6 +73,19 @@ def test_it_tells_the_drift_from_one_checkpoint_to_the_next(trained, report):
     last = output[output.rindex("| valid |") :]
     for name in ("pkm_drift", "pkm_l0_drift", "pkm_l1_drift"):
         assert [f"{second[name]:g}"] == logged(last, f"valid_{name}", "valid")
+
+
+def test_it_tells_worth_and_how_far_values_moved_from_one_checkpoint_to_the_next(trained, report):
+    folder, _ = trained
+    page, summary = report
+    first, second = (checkpoint["figures"] for checkpoint in summary["checkpoints"])
+    assert "pkm_l1_worth" in second
+    assert "pkm_worth" in page
+    assert "pkm_moved" not in first
+    key = "encoder.sentence_encoder.layers.1.pkm.values.weight"
+    values = [load_model_state(folder / f"checkpoint_{name}.pt")[key] for name in ("1_10", "last")]
+    moved = (values[1] - values[0]).square().sum(1).mean().sqrt().item()
+    assert second["pkm_l1_moved"] == pytest.approx(moved)
 
 
 def test_it_holds_its_pictures_and_the_history_of_the_run(trained, report):

@@ -1,10 +1,12 @@
 """Memory usage as the commands log it."""
 
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,8 +41,12 @@ DRIFT_TOKENS = 100
 SLOTS, HEADS = 256, 2
 # Six digits are printed.
 DIGITS = 1e-5
-# Of the window or of the validation before: a command that did not see them cannot log them.
-OF_THE_PAST = ("stale_top1", "stale_topk", "train_kl", "drift")
+# Of the window, of the validation before or of the start of the run: a command that did not see
+# them cannot log them.
+OF_THE_RUN = ("drift", "drift_running", "moved", "moved_slots")
+OF_THE_PAST = ("stale_top1", "stale_topk", "train_kl", "train_read_ratio", *OF_THE_RUN)
+# That do not count slots.
+OF_READS = ("read_ratio", "value_norm", "worth", "changed", "loss_with", "loss_without")
 
 
 def copy_split(data, folder, source, name):
@@ -91,13 +97,8 @@ def without_past(figures):
     return {name: figure for name, figure in figures.items() if not name.endswith(OF_THE_PAST)}
 
 
-@torch.no_grad()
-def read_everything(checkpoint, subset):
-    """Runs a checkpoint over a validation set as fairseq does.
-
-    Returns:
-        By layer, the slots and weights of all tokens, (T, H, K); and the batches.
-    """
+def load(checkpoint, subset):
+    """A checkpoint's model, and a validation set in batches as fairseq makes them."""
     (model,), _, task = load_model_ensemble_and_task([str(checkpoint)])
     task.load_dataset(subset)
     iterator = task.get_batch_iterator(
@@ -106,13 +107,23 @@ def read_everything(checkpoint, subset):
         max_positions=model.max_positions(),
         ignore_invalid_inputs=True,
     )
+    return model.eval(), list(iterator.next_epoch_itr(shuffle=False))
+
+
+@torch.no_grad()
+def read_everything(checkpoint, subset):
+    """Runs a checkpoint over a validation set as fairseq does.
+
+    Returns:
+        By layer, the slots and weights of all tokens, (T, H, K); and the batches.
+    """
+    model, batches = load(checkpoint, subset)
     reads = {0: [], 1: []}
     for layer in reads:
         search = model.encoder.sentence_encoder.layers[layer].pkm.search
         search.register_forward_hook(lambda *call, layer=layer: reads[layer].append(call[2]))
-    batches = list(iterator.next_epoch_itr(shuffle=False))
     for batch in batches:
-        model.eval()(**batch["net_input"])
+        model(**batch["net_input"])
     together = {
         layer: [torch.cat(parts) for parts in zip(*of_layer)] for layer, of_layer in reads.items()
     }
@@ -144,6 +155,7 @@ def test_training_logs_the_usage_that_the_definitions_give_for_its_checkpoint(tr
     ):
         reads, _ = read_everything(folder / checkpoint, subset)
         figures = without_past(usage_of(line, subset))
+        figures = {name: figures[name] for name in figures if not name.endswith(OF_READS)}
         assert figures == pytest.approx(figures_by_definition(reads), rel=DIGITS)
 
 
@@ -175,8 +187,55 @@ def test_drift_is_the_share_of_best_slots_that_changed_between_two_checkpoints(t
     changed = {layer: (before[layer] != after[layer]).double().mean().item() for layer in (0, 1)}
     assert 0 < changed[1] < 1
     for layer in (0, 1):
-        assert second[f"l{layer}_drift"] == pytest.approx(changed[layer], rel=DIGITS)
-    assert second["drift"] == pytest.approx(sum(changed.values()) / 2, rel=DIGITS)
+        assert second[f"l{layer}_drift_running"] == pytest.approx(changed[layer], rel=DIGITS)
+    assert second["drift_running"] == pytest.approx(sum(changed.values()) / 2, rel=DIGITS)
+    assert 0 < second["drift"] < 1
+
+
+@torch.no_grad()
+def losses(checkpoint, subset, emptied=()):
+    """A checkpoint's loss on a validation set, in bits, and what it predicts, masked words alone.
+
+    Args:
+        checkpoint: its file.
+        subset: the set.
+        emptied: layers whose memories' values are set to zero.
+    """
+    model, batches = load(checkpoint, subset)
+    for layer in emptied:
+        model.memories()[layer].values.weight.zero_()
+    loss, words = 0, []
+    for batch in batches:
+        logits = model(**batch["net_input"])[0]
+        masked = batch["target"].ne(1)
+        loss += F.cross_entropy(logits[masked], batch["target"][masked], reduction="sum").item()
+        words += logits[masked].argmax(-1).tolist()
+    return loss / len(words) / math.log(2), np.array(words)
+
+
+def test_worth_is_what_the_loss_of_its_checkpoint_gains_with_values_of_zero(trained):
+    folder, output = trained
+    figures = usage_of(log_lines(output, "valid")[-1])
+    checkpoint = folder / "checkpoint_last.pt"
+    loss, words = losses(checkpoint, "valid")
+    assert figures["loss_with"] == pytest.approx(loss, rel=DIGITS)
+    for scope, emptied in {"": (0, 1), "l0_": (0,), "l1_": (1,)}.items():
+        without, words_without = losses(checkpoint, "valid", emptied)
+        assert figures[f"{scope}worth"] == pytest.approx(without - loss, abs=2e-5)
+        assert figures[f"{scope}changed"] == pytest.approx(
+            (words != words_without).mean(), abs=DIGITS
+        )
+    assert abs(figures["worth"]) > 1e-3
+    assert figures["loss_without"] == pytest.approx(loss + figures["worth"], rel=DIGITS)
+
+
+def test_values_move_and_what_they_read_has_a_size(trained):
+    _, output = trained
+    first, second = (usage_of(line) for line in log_lines(output, "valid"))
+    # They began as zero: how far they have moved is how long they are.
+    assert 0 < first["moved"] < second["moved"] == second["value_norm"]
+    assert first["read_ratio"] < second["read_ratio"]
+    assert second["train_read_ratio"] > 0
 
 
 def test_the_best_checkpoint_can_be_the_one_with_the_largest_usage(trained):
@@ -212,7 +271,9 @@ def test_fairseq_validate_logs_the_usage_that_training_logged(trained, two_sets)
             for name, value in without_past(expected).items()
             if "_pkm_" in name and "best" not in name
         }
-        assert len(usage) == 7 * (1 + 2 * (1 + HEADS))
+        scopes = 1 + 2
+        # Counts by head, too; worth, changed, read_ratio and value_norm; and the pair of losses.
+        assert len(usage) == 7 * (scopes + 2 * HEADS) + 4 * scopes + 2
 
 
 def test_tensorboard_gets_the_figures_as_scalars_and_a_picture_of_each_memory(trained):
@@ -244,9 +305,13 @@ def test_a_run_killed_and_resumed_logs_the_usage_of_one_that_was_not_but_no_drif
         (line,) = log_lines(resumed, subset)
         expected = usage_of(log_lines(output, subset)[-1], subset)
         assert "drift" in expected
-        assert usage_of(line, subset) == {
-            name: figure for name, figure in expected.items() if not name.endswith("drift")
-        }
+        figures = usage_of(line, subset)
+        assert 0 < figures["moved"] < expected["moved"], "since it was resumed"
+        compared = [name for name in expected if not name.endswith(OF_THE_RUN)]
+        assert [name for name in figures if not name.endswith(OF_THE_RUN)] == compared
+        assert not [name for name in figures if "drift" in name]
+        for name in compared:
+            assert figures[name] == expected[name], name
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +343,9 @@ def test_two_workers_log_what_one_logs_also_where_their_last_batches_are_uneven(
     assert logged(alone, "num_updates")[-1] == "6"
     assert len(actual) == len(expected) == 2
     for figures, of_one in zip(actual, expected):
-        assert figures == pytest.approx(of_one, rel=DIGITS)
+        assert figures == pytest.approx(of_one, rel=DIGITS, abs=DIGITS)
     assert expected[-1]["drift"] > 0
+    assert abs(expected[-1]["worth"]) > 10 * DIGITS
 
 
 def test_figures_do_not_change_what_is_trained(two_sets, trained, tmp_path):
@@ -299,6 +365,10 @@ def test_figures_do_not_change_what_is_trained(two_sets, trained, tmp_path):
     [
         ({"task": "masked_lm"}, "--criterion pkm_masked_lm needs --task pkm_masked_lm"),
         ({"pkm-drift-tokens": -1}, "--pkm-drift-tokens -1 is below 0"),
+        (
+            {"pkm-worth-tokens": 0, "best-checkpoint-metric": "pkm_l1_worth"},
+            "--best-checkpoint-metric pkm_l1_worth is not there with --pkm-worth-tokens 0",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(data, tmp_path, changed, message):
@@ -316,6 +386,7 @@ def test_usage_is_logged_in_bfloat16(small_set, tmp_path):
         *("common.memory_efficient_bf16=true", "common.bf16=true", "common.log_format=json"),
         *("dataset.batch_size=8", "dataset.num_workers=0", "optimization.max_update=2"),
         *("dataset.skip_invalid_size_inputs_valid_test=true", "criterion.pkm_drift_tokens=0"),
+        "criterion.pkm_worth_tokens=0",
         "criterion.pkm_usage_per_head=true",
     )
     state = load_model_state(tmp_path / "checkpoint_last.pt")
@@ -326,4 +397,4 @@ def test_usage_is_logged_in_bfloat16(small_set, tmp_path):
     assert 0 < figures["top1_usage"] <= figures["topk_usage"] <= 1
     assert figures["kl"] > 0
     assert [name for name in figures if "_h0_" in name]
-    assert not [name for name in figures if "drift" in name]
+    assert not [name for name in figures if "drift" in name or "worth" in name]
