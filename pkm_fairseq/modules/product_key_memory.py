@@ -12,6 +12,7 @@ from pkm_fairseq.ops import product_key_search
 from pkm_fairseq.refusals import RefusalError
 
 from .cosine_scores import CosineScores
+from .folded_queries import can_fold, fold
 from .query_norm import build_query_norm
 from .read_gate import build_gate
 from .value_table import ValueTable
@@ -167,8 +168,11 @@ class ProductKeyMemory(nn.Module):
 
     def _read(self, tokens):
         """Reads the memory for ``tokens``, (T, D)."""
-        query = self._query(tokens)  # (T, H, 2, Q)
-        slots, weights = self.search(query, self.subkeys)  # (T, H, K) each
+        if can_fold(self, tokens):
+            query, subkeys = fold(self, tokens)  # (T, H, 2, D + 1), (H, 2, N, D + 1)
+        else:
+            query, subkeys = self._query(tokens), self.subkeys  # (T, H, 2, Q), (H, 2, N, Q)
+        slots, weights = self.search(query, subkeys)  # (T, H, K) each
         # Values in fewer bits are summed in float32, whatever the model's dtype.
         read = self._sum_values(slots, weights).to(tokens.dtype)  # (T, R)
         read = self.value_dropout(read)

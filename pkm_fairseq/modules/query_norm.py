@@ -83,8 +83,8 @@ class QueryBatchNorm(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.sync and self.training and count_workers() > 1:
             return self._normalise_together(x).view_as(query).to(query.dtype)
-        use_batch = self.training and len(x) > 1
-        use_running = not use_batch or (torch.is_grad_enabled() and self.counted)
+        use_batch = self._uses_batch(x)
+        use_running = not use_batch or self._counts()
         x = F.batch_norm(
             x,
             self.running_mean.to(x.dtype) if use_running else None,
@@ -97,6 +97,41 @@ class QueryBatchNorm(nn.Module):
         )
         return x.view_as(query).to(query.dtype)
 
+    def _uses_batch(self, tokens):
+        return self.training and len(tokens) > 1
+
+    def _counts(self):
+        """Returns whether a batch enters the running statistics."""
+        return torch.is_grad_enabled() and self.counted
+
+    def fold(self, tokens, weight, bias):
+        """Returns the weight and bias of a linear layer that does what another and this norm do.
+
+        The queries' statistics follow from the mean and the covariance of the tokens.
+
+        Args:
+            tokens: what the layers get, (T, D), float32 or better.
+            weight, bias: of the other layer, (H * Q, D) and (H * Q,).
+        """
+        mean, var = self.running_mean, self.running_var
+        if self._uses_batch(tokens):
+            centre = tokens.mean(0)  # (D,)
+            centred = tokens - centre
+            covariance = centred.t() @ centred / len(tokens)  # (D, D)
+            mean = weight @ centre + bias  # (H * Q,)
+            # Where it is zero, rounding may leave less.
+            var = (weight @ covariance * weight).sum(1).clamp(min=0)  # (H * Q,)
+            if self._counts():
+                self._update(mean.detach(), var.detach(), len(tokens))
+        scale = self.weight * (var + self.eps).rsqrt()
+        return scale.unsqueeze(1) * weight, self.bias + scale * (bias - mean)
+
+    def _update(self, mean, var, tokens):
+        """Takes the statistics of a batch over into the running ones."""
+        unbiased = var * tokens / (tokens - 1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+
     def _normalise_together(self, x):
         """Normalises ``x``, (T, H * Q), by the statistics of all workers' tokens."""
         own = x if self.counted else x[:0]
@@ -107,9 +142,7 @@ class QueryBatchNorm(nn.Module):
         if tokens < 2:
             mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
         elif torch.is_grad_enabled():
-            unbiased = var.detach() * tokens / (tokens - 1)
-            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            self._update(mean.detach(), var.detach(), tokens)
         x = (x - mean) * (var + self.eps).rsqrt()
         return x * self.weight.to(x.dtype) + self.bias.to(x.dtype)
 

@@ -55,11 +55,14 @@ class SlotSearch(torch.autograd.Function):
 
 def search_in_pieces(query, subkeys, k, softmax):
     """Does what ``product_key_search`` does, a piece of the tokens after the other."""
+    heads = len(subkeys)
     step = max(1, PIECE // subkeys[..., 0].numel())
+    keys = subkeys.flatten(0, 1).transpose(1, 2)  # (H * 2, Q, N)
     found = []
-    for tokens in query.split(step):
-        scores1, scores2 = torch.einsum("thcq,hcnq->cthn", tokens, subkeys)  # (T, H, N) each
-        found.append(product_key_topk(scores1, scores2, k))
+    for tokens in query.flatten(1, 2).transpose(0, 1).split(step, 1):  # (H * 2, T, Q)
+        # torch.einsum would copy the sub-keys.
+        scores = torch.bmm(tokens, keys).unflatten(0, (heads, 2))  # (H, 2, T, N)
+        found.append(product_key_topk(*scores.permute(1, 2, 0, 3), k))
     scores, slots = (torch.cat(pieces) for pieces in zip(*found))  # (T, H, K) each
     if softmax:
         # Over few, close scores: float32 or better under any dtype of the model.
