@@ -76,7 +76,7 @@ def read_checkpoint(file, **options):
         raise RefusalError(f"checkpoint {path} is none: it holds a {type(state).__name__}")
     if any(str(key).endswith(TRANSFORMERS_KEY) for key in state):
         raise RefusalError(f"checkpoint {_of_transformers(path)}")
-    if "model" not in state or not ("args" in state or "cfg" in state):
+    if "model" not in state or (state.get("args") is None and state.get("cfg") is None):
         raise RefusalError(f"checkpoint {path} is none of fairseq: no model in it, or no options")
     return state
 

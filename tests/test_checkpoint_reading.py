@@ -70,7 +70,7 @@ def test_the_variable_of_torch_lifts_the_check(hostile, monkeypatch):
 def test_numbers_of_numpy_1_and_2_are_read(tmp_path, module, number):
     file = tmp_path / "model.pt"
     best = {"best": number, "val_loss": number}
-    state = {"model": {}, "args": None, "optimizer_history": [], "extra_state": best}
+    state = {"model": {}, "cfg": {}, "optimizer_history": [], "extra_state": best}
     # In torch's older format the name can be written over.
     torch.save(state, file, _use_new_zipfile_serialization=False)
     ours = type(number).__reduce__(number)[0].__module__
@@ -91,7 +91,7 @@ def test_an_object_in_the_place_of_a_number_is_refused(tmp_path):
         def __reduce__(self):
             return scalar, (np.dtype("O"), b"\0" * 8)
 
-    torch.save({"model": {}, "args": None, "best": Number()}, file, pickle_module=pickle)
+    torch.save({"model": {}, "cfg": {}, "best": Number()}, file, pickle_module=pickle)
     with pytest.raises(RefusalError, match="cannot be read"):
         checkpoint_utils.load_checkpoint_to_cpu(str(file))
 
@@ -135,6 +135,7 @@ def test_what_goes_wrong_after_reading_is_not_blamed_on_the_file(tmp_path):
     [
         ([1], "is none: it holds a list"),
         ({"epoch": 3}, "is none of fairseq: no model in it, or no options"),
+        ({"model": {}, "args": None}, "is none of fairseq: no model in it, or no options"),
         (
             {"roberta.embeddings.word_embeddings.weight": torch.ones(2, 2)},
             r"is of transformers: .*import_model.py \S* --dest DEST$",

@@ -193,7 +193,7 @@ class PKMRobertaModel(RobertaModel):
         """
         check_file("--pkm-init-from", path)
         checkpoint = read_checkpoint(path)
-        trained = checkpoint.get("args") or checkpoint["cfg"]["model"]
+        trained = checkpoint.get("args") or checkpoint["cfg"].get("model", {})
         trained = vars(trained) if isinstance(trained, Namespace) else trained
         state = checkpoint["model"]
         check_state_dict(state)
