@@ -134,7 +134,7 @@ def task_for(folder, cfg):
         ValueError: if there is no such data.
     """
     if os.pathsep in str(folder):
-        raise ValueError(
+        raise RefusalError(
             f"{folder} is several folders: name those of --background one after the other, and "
             "list the slots of each --data by itself"
         )

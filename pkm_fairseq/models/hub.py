@@ -62,7 +62,7 @@ class PKMRobertaHubInterface(RobertaHubInterface):
         """
         spans = masked_input.split(MASK)
         if len(spans) != 2:
-            raise ValueError(f"give a text with one {MASK}, not {len(spans) - 1}: {masked_input}")
+            raise RefusalError(f"give a text with one {MASK}, not {len(spans) - 1}: {masked_input}")
         dictionary = self.task.source_dictionary
         pieces = f" {MASK} ".join(self.bpe.encode(span.rstrip()) for span in spans)
         tokens = dictionary.encode_line(
@@ -107,7 +107,7 @@ class MissingBPE:
         self._reason = reason
 
     def encode(self, text):
-        raise ValueError(self._reason)
+        raise RefusalError(self._reason)
 
     decode = encode
 
