@@ -19,7 +19,7 @@ PLACE_BITS = 32
 PLACES = 2**PLACE_BITS - 1
 TAKEN = np.int64(-(2**63))
 # The greatest of so many keys is known, so that to take one looks at these and at few others.
-GROUP = 16
+GROUP = 8
 
 
 class KernelTopk(torch.autograd.Function):
