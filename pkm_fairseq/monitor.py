@@ -93,7 +93,10 @@ class Span:
         counts, *_ = self._reduce()
         if not counts:
             return {}
-        by_layer = {layer: of_layer.sum(1) for layer, of_layer in counts.items()}  # (3, S) each
+        by_layer = {  # (3, S) each
+            layer: of_layer.sum(1) if self._per_head else of_layer[:, 0]
+            for layer, of_layer in counts.items()
+        }
         figures = {"": {}}
         for layer, of_layer in by_layer.items():
             figures[f"l{layer}_"] = compute(of_layer)

@@ -22,6 +22,7 @@ class Worth:
 
     def __init__(self):
         self.repeating = False  # True while a batch is run again, and nothing else is to count it
+        self.just_began = False  # whether the batch before was the first of a set to be compared
         self.begin_set()
 
     def begin_set(self, chosen=frozenset(), worker=0, workers=1):
@@ -50,11 +51,13 @@ class Worth:
         """
         first = self._turn * self._workers
         memories = memories_of(model)
+        had_begun = bool(self._sums)
         if not memories or self._chosen.isdisjoint(range(first, first + self._workers)):
             result = run()
         else:
             counted = first + self._worker in self._chosen
             result = self._compare(model, memories, run, again, counted)
+        self.just_began = bool(self._sums) and not had_begun
         self._turn += 1
         return result
 

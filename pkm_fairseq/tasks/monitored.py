@@ -154,11 +154,17 @@ class MonitoredTask(FairseqTask):
     def reduce_metrics(self, logging_outputs, criterion):
         """Logs what the criterion logs and, in validation, the figures."""
         super().reduce_metrics(logging_outputs, criterion)
+        if criterion.training:
+            return
         # Once a set: what a batch logs fairseq computes at once, and again at the set's end.
-        if not criterion.training and not self._figures_logged:
-            self._figures_logged = True
-            for name in self.figures():
-                metrics.log_derived(name, lambda meters, name=name: self.figures()[name])
+        names = ()
+        if not self._figures_logged:
+            names = self.figures()
+        elif self.worth.just_began:  # they are not there before
+            names = self.worth.figures()
+        self._figures_logged = True
+        for name in names:
+            metrics.log_derived(name, lambda meters, name=name: self.figures()[name])
 
     def post_validate(self, model, stats, agg):
         """Ends the set, which fairseq does in training alone, and draws its usage."""

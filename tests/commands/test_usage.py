@@ -327,6 +327,7 @@ def test_two_workers_log_what_one_logs_also_where_their_last_batches_are_uneven(
         **{**USAGE, "dropout": 0, "attention-dropout": 0, "pkm-query-norm": "layer"},
         "batch-size": 4,
         "max-epoch": 1,
+        "pkm-worth-tokens": 300,  # of some batches, not of the first
         # The last window is one update, for which the second worker has nothing to train on.
         "validate-interval-updates": 5,
         # As with plain gradient descent, rounding stays as small as it is.
