@@ -41,7 +41,6 @@ setup(
         "test": [
             *HUGGING_FACE,
             'backports.zstd; python_version >= "3.9" and python_version < "3.14"',
-            'datasets; python_version >= "3.10"',
             "hypothesis",
             "pytest",
             "pytest-xdist",
