@@ -166,7 +166,7 @@ def test_worth_is_what_the_loss_of_a_checkpoint_gains_with_values_of_zero(
     state = torch.load(cola[0] / "checkpoint_last.pt", weights_only=True)
     # A memory that counts, as so short a training makes none.
     torch.manual_seed(0)
-    state["model"]["encoder.sentence_encoder.layers.1.pkm.values.weight"].normal_()
+    state["model"]["encoder.sentence_encoder.layers.1.pkm.values.weight"].normal_(std=10)
     torch.save(state, tmp_path / "checkpoint.pt")
     output = validate(tmp_path / "checkpoint.pt", glue)
     rows = dev_rows(glue, "CoLA")
