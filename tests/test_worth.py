@@ -60,9 +60,9 @@ def make_large(**options):
     """A model whose memories say much."""
     model = make_memory_model(**options)
     for memory in model.memories().values():
-        memory.values.weight.data.mul_(5 if memory.values.weight.is_floating_point() else 1)
+        memory.values.weight.data.mul_(50 if memory.values.weight.is_floating_point() else 1)
         if getattr(memory.values, "scales", None) is not None:
-            memory.values.scales.mul_(5)
+            memory.values.scales.mul_(50)
     return model
 
 
