@@ -11,7 +11,12 @@ from pkm_fairseq.refusals import RefusalError
 
 # A figure that compares with the validation before, or that needs updates since then.
 NOT_AT_EVERY_VALIDATION = (
-    *("drift", "drift_running", "stale_top1", "stale_topk", "train_kl", "train_read_ratio"),
+    "drift",
+    "drift_running",
+    "stale_top1",
+    "stale_topk",
+    "train_kl",
+    "train_read_ratio",
 )
 OF_WORTH = ("worth", "changed", "loss_with", "loss_without")
 
