@@ -1,5 +1,7 @@
 """Packaging only; tool settings live in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 HUGGING_FACE = [
@@ -12,8 +14,18 @@ setup(
     name="pkm_fairseq",
     version="0.1.0",
     description="Large product-key memory for fairseq's RoBERTa (arXiv 2010.03881)",
-    packages=find_packages(include=["pkm_fairseq", "pkm_fairseq.*"]),
-    package_data={"pkm_fairseq.report": ["*.html"]},
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=[*find_packages(include=["pkm_fairseq", "pkm_fairseq.*"]), "pkm_fairseq.configs"],
+    # The configurations come with a wheel; in a clone the command finds them where they are.
+    package_dir={"pkm_fairseq.configs": "user_dir_examples"},
+    package_data={
+        "pkm_fairseq.configs": ["*/*.yaml", "*/*.md", "*/*.py"],
+        "pkm_fairseq.huggingface": ["model_card.md"],
+        "pkm_fairseq.usage.report": ["*.html"],
+    },
+    entry_points={"console_scripts": ["pkm-fairseq = pkm_fairseq.commands.cli:main"]},
     python_requires=">=3.8",
     install_requires=[
         # The official release cannot be imported on Python 3.11 and later (fairseq issue #5012).
@@ -22,7 +34,8 @@ setup(
         "hydra-core",
         "jinja2",
         "matplotlib",
-        "numpy",
+        # Beyond, what fairseq calls may be gone; what 2.4 took from it, the plugin mends.
+        "numpy<3",
         "scikit-learn",
         "scipy",
         "sentencepiece",

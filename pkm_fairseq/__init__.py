@@ -10,14 +10,16 @@ if _unset:
     _root.addHandler(logging.lastResort)
 
 # ruff: noqa: E402, F401 - after the above; importing registers
-from . import checkpoint_files, checkpoint_reading, fairseq_fixes, refusals
+from . import fairseq_fixes, refusals
+from .checkpoints import safe_reading, whole_files
 
 refusals.install()
-checkpoint_reading.install()
-checkpoint_files.install()
+safe_reading.install()
+whole_files.install()
 fairseq_fixes.install()
 
-from . import criterions, models, optim, overrides, tasks, text
+from . import criterions, models, optim, tasks, text
+from .models import overrides
 
 overrides.install()
 if _unset:

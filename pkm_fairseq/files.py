@@ -5,7 +5,7 @@ import shutil
 from contextlib import contextmanager
 
 
-def write_whole(path, content):
+def atomic_write(path, content):
     """Writes a file whole or not at all, whoever else may write it.
 
     Args:
@@ -21,7 +21,7 @@ def write_whole(path, content):
 
 
 @contextmanager
-def made_whole(dest):
+def atomic_folder(dest):
     """Yields a new folder, which becomes ``dest`` in the end, or is removed after an exception.
 
     Args:

@@ -13,8 +13,8 @@ runs=${RUNS:-runs/quickstart}
 updates=${UPDATES:-300}
 
 echo "== Text"
-"$bin/python" scripts/pretraining/sample_text.py "$runs/text"
-"$bin/python" scripts/pretraining/prepare.py --vocab-size 2000 \
+"$bin/python" scripts/sample_text.py "$runs/text"
+"$bin/pkm-fairseq" prepare-text --vocab-size 2000 \
     --train "$runs/text/train.txt" --valid "$runs/text/valid.txt" --dest "$runs/data"
 
 # train NAME COMMAND...: runs a training with its files in $runs/NAME, showing of its log what a
@@ -89,12 +89,12 @@ train memory pretrain memory --seed 2 --task pkm_masked_lm --criterion pkm_maske
     --pkm-layers 1 --pkm-subkeys 64 --pkm-topk 16 --pkm-key-dim 64
 
 echo "== A task: are the words of a sentence in order?"
-"$bin/python" scripts/tasks/sample_task.py --text "$runs/text/train.txt" --dest "$runs/glue"
-"$bin/python" scripts/tasks/prepare.py --glue "$runs/glue" --dest "$runs/glue-bin" \
+"$bin/python" scripts/sample_task.py --text "$runs/text/train.txt" --dest "$runs/glue"
+"$bin/pkm-fairseq" prepare-task --glue "$runs/glue" --dest "$runs/glue-bin" \
     --dict "$runs/data/dict.txt" --sentencepiece-model "$runs/data/sentencepiece.bpe.model" 2>&1 |
     grep -v INFO
 train cola finetune
-"$bin/python" scripts/tasks/predict.py --task CoLA --data "$runs/glue-bin/CoLA-bin" --cpu \
+"$bin/pkm-fairseq" predict --task CoLA --data "$runs/glue-bin/CoLA-bin" --cpu \
     --checkpoint "$runs/cola/checkpoint_best.pt" --dest "$runs/submission" 2> "$runs/predict.log" || {
     cat "$runs/predict.log"
     exit 1
@@ -104,7 +104,7 @@ paste "$runs/submission/CoLA.tsv" "$runs/glue/CoLA/test.tsv" |
     awk -F '\t' 'NR > 1 && NR < 8 { print "   " $2 "  " substr($4, 1, 80) }'
 
 echo "== How the memory is used"
-"$bin/python" -m pkm_fairseq.report "$runs/data" "$runs/memory" --cpu --dest "$runs/report" \
+"$bin/pkm-fairseq" report "$runs/data" "$runs/memory" --cpu --dest "$runs/report" \
     2> "$runs/report.log" || { tail -n 5 "$runs/report.log"; exit 1; }
 
 echo "== Results"
@@ -124,5 +124,5 @@ cat <<END
    submission/   predictions in the form that GLUE takes
    report/       report.html: which slots of the memory are used, over training, and what for
    Look at the curves:  $bin/tensorboard --logdir $runs
-   See all options:     $bin/python -m pkm_fairseq.options
+   See all options:     $bin/pkm-fairseq options
 END

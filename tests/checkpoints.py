@@ -2,7 +2,7 @@
 
 import torch
 
-from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES
+from pkm_fairseq.checkpoints.conversion import BETTER_TRANSFORMER_COPIES
 
 
 def without_copies(state):

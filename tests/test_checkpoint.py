@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pkm_fairseq.checkpoint import fit_checkpoint
+from pkm_fairseq.checkpoints.conversion import fit_checkpoint
 from tests.checkpoints import as_fairseq_0_12_2, as_published, without_copies
 from tests.models.tiny import TINY_MEMORY, draw_tokens, make_memory_model, make_model
 

@@ -9,8 +9,8 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from pkm_fairseq.checkpoint_files import mend
-from pkm_fairseq.checkpoint_reading import is_cut_off
+from pkm_fairseq.checkpoints.safe_reading import is_cut_off
+from pkm_fairseq.checkpoints.whole_files import mend
 
 
 @pytest.fixture

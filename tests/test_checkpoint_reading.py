@@ -9,7 +9,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 
-from pkm_fairseq.checkpoint_reading import check_file
+from pkm_fairseq.checkpoints.safe_reading import check_file
 from pkm_fairseq.refusals import RefusalError
 from tests.models.tiny import make_memory_model
 
@@ -138,7 +138,7 @@ def test_what_goes_wrong_after_reading_is_not_blamed_on_the_file(tmp_path):
         ({"model": {}, "args": None}, "is none of fairseq: no model in it, or no options"),
         (
             {"roberta.embeddings.word_embeddings.weight": torch.ones(2, 2)},
-            r"is of transformers: .*import_model.py \S* --dest DEST$",
+            r"is of transformers: .*pkm-fairseq import \S* --dest DEST$",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What scripts/forgetting.py runs and makes of it, without a training."""
+"""What scripts/ablation/forgetting.py runs and makes of it, without a training."""
 
 from argparse import Namespace
 from importlib import import_module
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def forgetting(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts/ablation"))
     return import_module("forgetting")
 
 

@@ -7,10 +7,10 @@ import fairseq
 import pytest
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
-from glue_tasks import TASKS
 from omegaconf import OmegaConf
 
 import pkm_fairseq  # noqa: F401 - registers our task and criterion
+from pkm_fairseq.task_data.glue import TASKS
 
 try:
     from hydra import compose, initialize_config_dir

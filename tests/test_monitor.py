@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pkm_fairseq.monitor import UsageMonitor, first_examples
-from pkm_fairseq.observe import observe_reads
+from pkm_fairseq.usage.monitor import UsageMonitor, first_examples
+from pkm_fairseq.usage.observe import observe_reads
 from tests import usage_by_definition as definition
 from tests.models.tiny import draw_tokens, make_memory_model, make_model
 

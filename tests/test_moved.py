@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pkm_fairseq import moved
-from pkm_fairseq.moved import Moved
+from pkm_fairseq.usage import moved
+from pkm_fairseq.usage.moved import Moved
 from tests.models.tiny import make_memory_model
 
 

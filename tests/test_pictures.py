@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pkm_fairseq.pictures import draw_curves, draw_grid, draw_memory
+from pkm_fairseq.usage.plots import draw_curves, draw_grid, draw_memory
 
 SUBKEYS = 6
 

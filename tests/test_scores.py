@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pkm_fairseq.scores import classification_scores, regression_scores
+from pkm_fairseq.task_data.scores import classification_scores, regression_scores
 
 
 def test_matthews_and_f1_are_those_of_the_confusion_counts():
@@ -50,6 +50,8 @@ def test_predicting_one_class_only_has_no_matthews_correlation():
 
 @pytest.mark.parametrize("function", ["matthews_corrcoef", "f1_score", "accuracy_score"])
 def test_scores_are_plain_numbers_whatever_the_library_returns(function, monkeypatch):
-    monkeypatch.setattr(f"pkm_fairseq.scores.{function}", lambda *args, **kwargs: np.float64(1))
+    monkeypatch.setattr(
+        f"pkm_fairseq.task_data.scores.{function}", lambda *args, **kwargs: np.float64(1)
+    )
     scores = classification_scores([1, 0], [1, 0], positive=1)
     assert {type(score) for score in scores.values()} == {float}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pkm_fairseq.slot_lists import best_slots, digest, read_slots, tf_idf, write_slots
+from pkm_fairseq.finetuning.slot_lists import best_slots, digest, read_slots, tf_idf, write_slots
 
 SIZES = {(1,): 9, (2, 4): 9}
 LISTS = {(1,): torch.tensor([0, 8]), (2, 4): torch.tensor([3])}

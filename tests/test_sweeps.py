@@ -8,8 +8,8 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from pkm_fairseq.checkpoints.sweeps import begin_training
 from pkm_fairseq.refusals import RefusalError
-from pkm_fairseq.sweeps import begin_training
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import gzip
 import lzma
 
 import pytest
-from text_files import Text, find_files, raw_lines
+
+from pkm_fairseq.text.text_files import Text, find_files, raw_lines
 
 LINES = ["One snowman ☃.", "", "Two.", " three"]
 PLAIN = "\n".join(LINES).encode()

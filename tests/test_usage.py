@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pkm_fairseq.usage import (
+from pkm_fairseq.usage.metrics import (
     WEIGHT_UNITS,
     add_reads,
     count_changes,

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pkm_fairseq.worth import Worth, spread_batches
+from pkm_fairseq.usage.worth import Worth, spread_batches
 from tests.models.tiny import draw_tokens, make_memory_model, make_model
 
 BATCHES = draw_tokens(4, 3, 6)  # (batches, sentences, length)

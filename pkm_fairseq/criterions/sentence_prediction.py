@@ -47,7 +47,7 @@ class PKMSentencePredictionCriterion(SentencePredictionCriterion):
         if "target" not in sample:
             raise RefusalError(
                 f"{self.task.cfg.data} has no labels of these rows: choose another --valid-subset, "
-                "or scripts/tasks/predict.py"
+                "or pkm-fairseq predict"
             )
         if model.training:
             return super().forward(model, sample, reduce)

@@ -1,3 +1,3 @@
-from .pkm_roberta import PKMRobertaEncoder, PKMRobertaModel
+from .roberta import PKMRobertaEncoder, PKMRobertaModel
 
 __all__ = ["PKMRobertaEncoder", "PKMRobertaModel"]

@@ -16,13 +16,8 @@ from omegaconf import OmegaConf, open_dict
 
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.refusals import RefusalError
+from pkm_fairseq.text.encoders import BPE_FILES
 
-# The files that fairseq's BPEs need: option -> name under which they usually lie beside a model.
-BPE_FILES = {
-    "sentencepiece": {"sentencepiece_model": "sentencepiece.bpe.model"},
-    "gpt2": {"gpt2_encoder_json": "encoder.json", "gpt2_vocab_bpe": "vocab.bpe"},
-    "tokenizer_json": {"tokenizer_json": "tokenizer.json"},
-}
 MASK = "<mask>"
 # Symbols of a dictionary that are no pieces of text: special ones, CamemBERT's unused ones, which
 # begin like them, and those that fill it up.

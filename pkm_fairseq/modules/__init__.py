@@ -2,13 +2,13 @@ from .encoder import PKMTransformerEncoder
 from .encoder_layer import PKMTransformerEncoderLayer
 from .product_key_memory import ProductKeyMemory
 from .query_norm import QueryBatchNorm
-from .value_table import CompactValueTable, ValueTable
+from .value_table import QuantizedValueTable, ValueTable
 
 __all__ = [
-    "CompactValueTable",
     "PKMTransformerEncoder",
     "PKMTransformerEncoderLayer",
     "ProductKeyMemory",
+    "QuantizedValueTable",
     "QueryBatchNorm",
     "ValueTable",
 ]

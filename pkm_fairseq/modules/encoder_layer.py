@@ -3,8 +3,8 @@
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import nn
 
-from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES
-from pkm_fairseq.compiling import not_compiled
+from pkm_fairseq.checkpoints.conversion import BETTER_TRANSFORMER_COPIES
+from pkm_fairseq.ops.compiling import not_compiled
 
 
 class SlowPathTransformerEncoderLayer(TransformerEncoderLayerBase):

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from pkm_fairseq.distributed import count_workers
 from pkm_fairseq.refusals import RefusalError
-from pkm_fairseq.workers import count_workers
 
 
 class QueryBatchNorm(nn.Module):

@@ -5,19 +5,21 @@ from functools import partial
 import torch
 from torch import nn
 
+from pkm_fairseq.distributed import ROWS_AT_A_TIME, Shard, count_workers
 from pkm_fairseq.ops import (
     KeptDenseGradient,
     KeptMemory,
     KeptSparseGradient,
-    compact_bag,
+    dense_gradient,
     gradient_of_rows,
     quantise_rows,
-    sharded_bag,
+    quantized_bag,
     weighted_bag,
 )
 from pkm_fairseq.ops.cpu import with_huge_pages
 from pkm_fairseq.refusals import RefusalError
-from pkm_fairseq.workers import ROWS_AT_A_TIME, Shard
+
+from .sharded_bag import sharded_bag
 
 GRADIENTS = {"dense": KeptDenseGradient, "sparse": KeptSparseGradient}
 
@@ -79,7 +81,10 @@ class ValueTable(nn.Module):
     def _bag(self, slots, weights):
         """Reads what this worker has of the rows."""
         if self.rows is None:
-            return weighted_bag(self.weight, slots, weights, self._make_gradient)
+            # Workers that add up dense gradients write to rows that a kept table does not know of.
+            add_up = self.grad == "dense" and count_workers() > 1
+            make_gradient = dense_gradient if add_up else self._make_gradient
+            return weighted_bag(self.weight, slots, weights, make_gradient)
         self._merge()
         make_gradient = partial(
             gradient_of_rows,
@@ -150,7 +155,7 @@ class ValueTable(nn.Module):
         return f"{len(self.weight)}, {self.value_dim}, init={self.init}, grad={self.grad}{split}"
 
 
-class CompactValueTable(nn.Module):
+class QuantizedValueTable(nn.Module):
     """The rows of a ``ValueTable`` in fewer bits, which can be read but not trained.
 
     They keep their bits under any dtype of the model.
@@ -173,7 +178,7 @@ class CompactValueTable(nn.Module):
 
     def forward(self, slots, weights):
         """Reads the rows ``slots``, (T, n), times ``weights``, (T, n): (T, value-dim), float32."""
-        return compact_bag(self.weight, slots, weights, self.scales)
+        return quantized_bag(self.weight, slots, weights, self.scales)
 
     def _apply(self, fn, *args, **kwargs):
         """Moves the table as ``fn`` says, but never converts it."""

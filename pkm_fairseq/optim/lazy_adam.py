@@ -3,8 +3,8 @@
 import torch
 from torch.optim.adamw import adamw
 
+from pkm_fairseq.distributed import shard_of
 from pkm_fairseq.ops import new_row_state, row_adam_
-from pkm_fairseq.workers import shard_of
 
 
 class LazyAdam(torch.optim.Optimizer):

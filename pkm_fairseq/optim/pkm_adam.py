@@ -13,11 +13,11 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
 from pkm_fairseq.config import flag
+from pkm_fairseq.distributed import is_sparse, shard_of
 from pkm_fairseq.refusals import RefusalError
-from pkm_fairseq.workers import is_sparse, shard_of
 
+from .averaging import average_gradient, no_gradient
 from .lazy_adam import LazyAdam
-from .workers import average_gradient, no_gradient
 
 VALUES_GROUP = 1  # parameter groups: all else, values
 

@@ -13,8 +13,8 @@ from fairseq import utils
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 
-from pkm_fairseq.monitor import UsageMonitor, first_examples
-from pkm_fairseq.worth import Worth, spread_batches
+from pkm_fairseq.usage.monitor import UsageMonitor, first_examples
+from pkm_fairseq.usage.worth import Worth, spread_batches
 
 from .binary_text import check_binary_text, check_dictionary
 
@@ -72,7 +72,7 @@ class MonitoredTask(FairseqTask):
                 not dist.is_initialized() or dist.get_rank() == 0
             ):
                 # Only who draws needs matplotlib.
-                from pkm_fairseq.pictures import UsageWriter
+                from pkm_fairseq.usage.plots import UsageWriter
 
                 self._pictures = UsageWriter(self._usage.tensorboard_logdir)
         return criterion

@@ -10,9 +10,9 @@ from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from omegaconf import II
 
+from pkm_fairseq.distributed import count_workers
 from pkm_fairseq.refusals import RefusalError
-from pkm_fairseq.scores import classification_scores, regression_scores
-from pkm_fairseq.workers import count_workers
+from pkm_fairseq.task_data.scores import classification_scores, regression_scores
 
 from .binary_text import check_binary_text
 from .checked_options import CheckedOptionsTask

@@ -7,8 +7,8 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
+from pkm_fairseq.finetuning.slot_lists import digest, read_slots
 from pkm_fairseq.refusals import RefusalError
-from pkm_fairseq.slot_lists import digest, read_slots
 
 # Under this name the optimizer's state says which part of the model it is of.
 STATE_NAME = "pkm_trained_part"
@@ -23,7 +23,7 @@ class TrainPartConfig(FairseqDataclass):
     pkm_train_slots: Optional[str] = field(
         default=None,
         metadata={
-            "help": "list of slots, made by python -m pkm_fairseq.slots: of the values these alone "
+            "help": "list of slots, made by pkm-fairseq slots: of the values these alone "
             "are trained, and all others stay as they are to the bit"
         },
     )

@@ -6,8 +6,8 @@ import statistics
 from matplotlib.figure import Figure
 from results import all_of, median
 
-from pkm_fairseq.files import write_whole
-from pkm_fairseq.report.render import HISTORY, as_png
+from pkm_fairseq.files import atomic_write
+from pkm_fairseq.usage.report.render import HISTORY, as_png
 
 PICTURE = ("ppl", "pkm_top1_usage", "pkm_topk_usage", "pkm_kl", "pkm_stale_top1", "pkm_drift")
 COLOURS, STYLES = 10, ("-", "--", ":", "-.")
@@ -15,9 +15,9 @@ COLOURS, STYLES = 10, ("-", "--", ":", "-.")
 
 def write_results(results, dest):
     """Writes results.json, results.md and results.png, each whole or not at all."""
-    write_whole(dest / "results.json", json.dumps(results, indent=1) + "\n")
-    write_whole(dest / "results.md", make_table(results))
-    write_whole(dest / "results.png", as_png(draw(results)))
+    atomic_write(dest / "results.json", json.dumps(results, indent=1) + "\n")
+    atomic_write(dest / "results.md", make_table(results))
+    atomic_write(dest / "results.png", as_png(draw(results)))
     for ending in ("json", "md", "png"):
         print(f"wrote {dest / f'results.{ending}'}")
 

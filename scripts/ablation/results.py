@@ -10,7 +10,7 @@ import numpy as np
 from fairseq.data import Dictionary, data_utils
 from steps import ROOT, glue_config
 
-from pkm_fairseq.report.history import read_history
+from pkm_fairseq.usage.report.history import read_history
 
 sys.path.insert(1, str(ROOT / "scripts" / "bench"))
 from measure import describe_machine  # noqa: E402 - after the above

@@ -21,10 +21,10 @@ ONLY = ("pretraining", "finetuning", "speed", "results")
 
 
 def main():
-    carry_out(run, parse_args())
+    run_restartable(run, parse_args())
 
 
-def carry_out(work, args):
+def run_restartable(work, args):
     """Does ``work(args)``, which may be killed and started again, and ends with one line if not."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
@@ -67,8 +67,7 @@ def run(args):
     steps = Steps(settings, *folders)
     chosen = choose_steps(steps, rows, args.only)
 
-    # The package beside this script, whatever is installed; it takes seconds to import.
-    sys.path.insert(1, str(ROOT))
+    # These take seconds to import.
     from output import write_results
     from results import Results, describe_machine
     from runner import Runner
@@ -130,7 +129,7 @@ def check_folders(args, settings, rows):
         if not Path(settings.pretrained, "model.pt").is_file():
             raise ValueError(
                 f"pretrained={settings.pretrained} has no model.pt: make the folder by "
-                "scripts/huggingface/import_model.py"
+                "pkm-fairseq import"
             )
     args.dest = args.dest.resolve()
     args.dest.mkdir(parents=True, exist_ok=True)

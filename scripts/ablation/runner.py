@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from steps import ROOT
 
-from pkm_fairseq.files import write_whole
+from pkm_fairseq.files import atomic_write
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_LINES = 30
@@ -119,7 +119,7 @@ class Runner:
             return
         self._failed.pop(step.name, None)
         record["seconds"] = time.monotonic() - start
-        write_whole(folder / "done.json", json.dumps(record, indent=1))
+        atomic_write(folder / "done.json", json.dumps(record, indent=1))
 
     def _watch(self, process, step, log):
         """Waits for a process, and says now and then how far it is."""

@@ -4,18 +4,14 @@ No ``from __future__ import annotations`` here: OmegaConf reads the types of the
 """
 
 import re
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-# Scripts are run by their path, which puts only their own folder on Python's.
-sys.path.insert(1, str(Path(__file__).parents[1] / "tasks"))
-from glue_tasks import TASKS  # noqa: E402 - after the above
+from pkm_fairseq.task_data.glue import TASKS
 
 
 @dataclass
@@ -48,7 +44,7 @@ class Settings:
     """An ablation."""
 
     vocab_size: int = MISSING  # sentencepieces, or as many as the pretrained model has
-    # Folder that scripts/huggingface/import_model.py made: what rows without start_from start from.
+    # Folder that pkm-fairseq import made: what rows without start_from start from.
     pretrained: Optional[str] = None
     tokens_per_sample: int = MISSING
     max_positions: Optional[int] = None  # of the models; None: as many

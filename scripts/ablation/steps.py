@@ -16,7 +16,7 @@ BENCH_MODELS = ROOT / "scripts" / "bench" / "bench_models.py"
 SEED_OF_NEXT = 100
 VALIDATION_SEED = 1  # all models are validated on the same masks
 ALL_TOKENS = 10**9
-# The files of an encoder, and the options of both prepare.py that name them.
+# The files of an encoder, and the options of both commands that prepare data, that name them.
 ENCODERS = {
     "sentencepiece.bpe.model": "--sentencepiece-model",
     "encoder.json": "--gpt2-encoder-json",
@@ -97,9 +97,9 @@ class Steps:
 
     def data(self):
         texts = {split: find_text(self.corpus, split) for split in ("train", "valid")}
-        return self._script(
+        return self._step(
             "data",
-            "scripts/pretraining/prepare.py",
+            *(tool("pkm-fairseq"), "prepare-text"),
             *("--train", texts["train"], "--valid", texts["valid"]),
             *self._encoder_of_text(),
             *("--dest", self.text),
@@ -183,8 +183,9 @@ class Steps:
         yield self._validation(f"{run}.without", f"{run}.empty", empty, task)
 
     def _emptying(self, run, checkpoint):
-        args = (checkpoint, "--dest", self.dest / f"{run}.empty" / "checkpoint.pt")
-        return self._script(f"{run}.empty", "scripts/without_memory.py", *args, needs=(run,))
+        command = (sys.executable, "scripts/ablation/without_memory.py", checkpoint)
+        dest = self.dest / f"{run}.empty" / "checkpoint.pt"
+        return self._step(f"{run}.empty", *command, "--dest", dest, needs=(run,))
 
     def _validation(self, step, needed, checkpoint, glue_task=None):
         """Validates a checkpoint on the text, or on a task of GLUE."""
@@ -211,9 +212,9 @@ class Steps:
         return Step(step, f"validation on {glue_task or 'text'}", command, (needed,))
 
     def glue_data(self, task):
-        return self._script(
+        return self._step(
             f"glue.{task}",
-            "scripts/tasks/prepare.py",
+            *(tool("pkm-fairseq"), "prepare-task"),
             *("--glue", self.glue, "--tasks", task, "--dest", self.dest / f"glue.{task}"),
             *("--dict", self.text / "dict.txt", *self._encoder_of_glue(), "--workers", 1),
             needs=("data",),
@@ -265,7 +266,7 @@ class Steps:
         # The report measures drift from one checkpoint to the next.
         checkpoints = [self._checkpoint(part) for after in tuned for part in (run, after)]
         command = (
-            *(sys.executable, "-m", "pkm_fairseq.report"),
+            *(tool("pkm-fairseq"), "report"),
             *(self._glue(task), *checkpoints, *self.cpu),
             *("--dest", self.dest / f"{run}.{task}.drift", "--drift-tokens", ALL_TOKENS),
             *("--slots", 0),
@@ -277,7 +278,7 @@ class Steps:
         """Measures the words per second of all rows' models in turn, when all else is done."""
         models = dict.fromkeys(self.speed_name(name) for name in self.settings.rows)
         sizes = {"batch": self.settings.batch_size, "length": self.settings.tokens_per_sample}
-        step = self._script(
+        step = self._step(
             "speed",
             BENCH_MODELS.relative_to(ROOT),
             *("--device", self.settings.device),
@@ -304,9 +305,8 @@ class Steps:
     def _checkpoint(self, run):
         return self.dest / run / "checkpoint_last.pt"
 
-    def _script(self, name, script, *args, needs=()):
-        command = (sys.executable, str(script), *map(str, args))
-        return Step(name, name, command, tuple(needs))
+    def _step(self, name, *command, needs=()):
+        return Step(name, name, tuple(map(str, command)), tuple(needs))
 
 
 def _encoder_flags(folder):

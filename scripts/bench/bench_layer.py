@@ -31,7 +31,7 @@ from contestants import (
     make_layer,
 )
 from goals import GOALS, KINDS, Result
-from measure import DTYPES, Memory, in_turn, print_figures, quartiles_ms, write_json
+from measure import DTYPES, Memory, interleaved, print_figures, quartiles_ms, write_json
 from tqdm import tqdm
 
 WARMUPS = 2
@@ -127,7 +127,7 @@ def measure_in_turn(entries, args):
         for entry, contestant in contestants.items()
         for kind in KINDS
     }
-    seconds = in_turn(works, args.repeats, args.device, draw)
+    seconds = interleaved(works, args.repeats, args.device, draw)
     return {
         entry: Result(
             *(seconds[entry, kind] for kind in KINDS),

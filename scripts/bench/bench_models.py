@@ -20,7 +20,7 @@ from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 from measure import (
     DTYPES,
     figure,
-    in_turn,
+    interleaved,
     median_ratio,
     print_figures,
     quartiles_ms,
@@ -58,7 +58,7 @@ def main(argv=None):
         for runner in runners.values():
             runner.sample = sample
 
-    seconds = in_turn(works, args.repeats, args.device, draw)
+    seconds = interleaved(works, args.repeats, args.device, draw)
     firsts = {"inference": args.inference[:1], "training": args.training[:1]}
     records = [record_of(work, seconds, firsts, args) for work in works]
     for record in records:

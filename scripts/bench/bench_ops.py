@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from contestants import TEXTBOOK, dtype_of
-from measure import DTYPES, compare, in_turn, median_ratio, quartiles_ms, write_json
+from measure import DTYPES, compare, interleaved, median_ratio, quartiles_ms, write_json
 
 from pkm_fairseq.ops import (
     KeptDenseGradient,
@@ -27,7 +27,7 @@ from pkm_fairseq.ops import (
 )
 from pkm_fairseq.ops.gpu import use_gpu_kernels
 from pkm_fairseq.ops.product_key_search.reference import reference_product_key_search
-from pkm_fairseq.ops.weighted_bag.gradients import has_kernels
+from pkm_fairseq.ops.weighted_bag.autograd import has_kernels
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 
 FORMS = {"torch": "0", "kernels": "1"}
@@ -57,7 +57,7 @@ def main(argv=None):
             check(name, forms, args)
         check_by_definition(args)
         timed = {(name, form): work for name in works for form, work in works[name].items()}
-        seconds = in_turn(timed, args.repeats, args.device)
+        seconds = interleaved(timed, args.repeats, args.device)
     results = {name: result_of(name, forms, seconds, moved) for name, forms in works.items()}
     report(args, results)
     if args.json:

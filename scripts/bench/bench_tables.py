@@ -12,7 +12,7 @@ import sys
 
 import bench_models
 import torch
-from measure import ROOT, Memory, in_turn, median_ratio, quartiles_ms, write_json
+from measure import ROOT, Memory, interleaved, median_ratio, quartiles_ms, write_json
 from roberta import make_task
 
 TABLES = ("model", "bf16", "int8")
@@ -56,7 +56,7 @@ def measure_models(args, of_models, results):
             runner.sample = sample
 
     works = {table: runner.infer for table, runner in runners.items()}
-    seconds = in_turn(works, of_models.repeats, of_models.device, draw)
+    seconds = interleaved(works, of_models.repeats, of_models.device, draw)
     words = of_models.batch * of_models.length
     for table, of_table in results.items():
         of_table["words/s"] = 1000 * words / quartiles_ms(seconds[table])[1]

@@ -19,7 +19,7 @@ from bench_ops import (
     make_works,
     parse_args,
 )
-from measure import in_turn, median_ratio, quartiles_ms, write_json
+from measure import interleaved, median_ratio, quartiles_ms, write_json
 
 # Whose kernels, which constant -> the works that it acts on, other sizes.
 TILES = {
@@ -55,7 +55,7 @@ def main(argv=None):
                 continue
             timed[name] = works[name]
             timed[op, constant, size, name] = work
-        seconds = in_turn(timed, args.repeats, args.device)
+        seconds = interleaved(timed, args.repeats, args.device)
     for result in results:
         key = tuple(result[part] for part in ("op", "constant", "size", "work"))
         if key in seconds:

@@ -23,7 +23,7 @@ FLOOR = 1e-2
 PACKAGES = ("torch", "numpy", "numba", "triton", "fairseq", "fairseq-fixed", "product-key-memory")
 
 
-def in_turn(works, repeats, device="cpu", before_round=None):
+def interleaved(works, repeats, device="cpu", before_round=None):
     """Times every work once in each round, so that a noisy moment meets all of them.
 
     A work runs twice in its turn, and the second time counts: what it needs is at hand then, as in

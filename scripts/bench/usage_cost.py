@@ -8,12 +8,12 @@ import argparse
 from contextlib import nullcontext
 
 import torch
-from measure import in_turn, median_ratio, quartiles_ms
+from measure import interleaved, median_ratio, quartiles_ms
 from roberta import make_model, make_task
 
-from pkm_fairseq.monitor import UsageMonitor
-from pkm_fairseq.observe import observe_reads
-from pkm_fairseq.usage import add_reads, make_counts
+from pkm_fairseq.usage.metrics import add_reads, make_counts
+from pkm_fairseq.usage.monitor import UsageMonitor
+from pkm_fairseq.usage.observe import observe_reads
 
 VOCABULARY = 8000
 LENGTH = 128
@@ -49,7 +49,7 @@ def main():
         "update with counting": lambda: update(monitor.watch_training(model)),
         "counting alone": count,
     }
-    seconds = in_turn(works, args.updates, device)
+    seconds = interleaved(works, args.updates, device)
     for name, times in seconds.items():
         print(f"{name:25} {quartiles_ms(times)[1]:9.1f} ms (median)")
     plain, counted, counting = seconds.values()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-import pkm_fairseq  # noqa: F401 - lets torch load what fairseq saves
+from pkm_fairseq.commands.cli import make_parser
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -55,6 +55,15 @@ def run(command, *args, fails=False, **env):
     output, _ = process.communicate(timeout=TIMEOUT)
     assert (process.returncode != 0) == fails, output
     return output
+
+
+def call(*command):
+    """Runs a command of pkm-fairseq in this process: each import of fairseq takes seconds.
+
+    What it refuses comes out as the exception that it is.
+    """
+    args = make_parser(command[0]).parse_args([*map(str, command)])
+    args.run(args)
 
 
 def run_until(pattern, command, *args, **env):

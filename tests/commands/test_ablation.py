@@ -11,7 +11,7 @@ TINY = ROOT / "user_dir_examples/ablation/tiny.yaml"
 
 def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
     glue, dest = tmp_path / "glue", tmp_path / "dest"
-    sample = ROOT / "scripts/tasks/sample_task.py"
+    sample = ROOT / "scripts/sample_task.py"
     run("python", sample, "--text", text / "train.txt", "--dest", glue)
     for path in (glue / "CoLA").glob("*.tsv"):
         path.write_text("\n".join(path.read_text().splitlines()[:40]) + "\n")

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from pkm_fairseq.models import PKMRobertaModel
 from tests.commands.commands import (
-    ROOT,
     assert_same_state,
+    call,
     flags,
     load_model_state,
     logged,
@@ -49,9 +49,9 @@ def folders(text, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def imported(folders, scripts):
+def imported(folders):
     for kind in KINDS:
-        scripts("import_model", folders / kind, "--dest", folders / f"{kind}.imported")
+        call("import", folders / kind, "--dest", folders / f"{kind}.imported")
     return {kind: folders / f"{kind}.imported" for kind in KINDS}
 
 
@@ -123,7 +123,7 @@ def test_a_head_that_is_made_begins_near_all_words_alike(computed):
     assert head.weight is ours.model.encoder.sentence_encoder.embed_tokens.weight
 
 
-def test_names_of_the_first_checkpoints_come_in(folders, imported, scripts, tmp_path):
+def test_names_of_the_first_checkpoints_come_in(folders, imported, tmp_path):
     copy = shutil.copytree(folders / "BertForPreTraining", tmp_path / "copy")
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     weights = {}
@@ -133,13 +133,13 @@ def test_names_of_the_first_checkpoints_come_in(folders, imported, scripts, tmp_
         weights[name] = tensor
     assert any(name.endswith(".gamma") for name in weights)
     save_file(weights, copy / "model.safetensors")
-    scripts("import_model", copy, "--dest", tmp_path / "new")
+    call("import", copy, "--dest", tmp_path / "new")
     expected = load_model_state(imported["BertForPreTraining"] / "model.pt")
     assert_same_state(load_model_state(tmp_path / "new/model.pt"), expected)
 
 
-def test_it_says_what_is_lost_and_made(folders, scripts, tmp_path, capsys):
-    scripts("import_model", folders / "BertModel", "--dest", tmp_path / "new")
+def test_it_says_what_is_lost_and_made(folders, tmp_path, capsys):
+    call("import", folders / "BertModel", "--dest", tmp_path / "new")
     said = capsys.readouterr().out
     assert "token type 0 is added to the positions; the other types are lost" in said
     assert "the folder has no LM head: one is made" in said
@@ -147,10 +147,10 @@ def test_it_says_what_is_lost_and_made(folders, scripts, tmp_path, capsys):
 
 
 def test_it_goes_out_as_a_roberta_with_its_tokenizer_and_comes_back(
-    imported, computed, scripts, text, tmp_path
+    imported, computed, text, tmp_path
 ):
     folder = imported["BertForPreTraining"]
-    scripts("export_model", folder / "model.pt", "--data", folder, "--dest", tmp_path / "out")
+    call("export", folder / "model.pt", "--data", folder, "--dest", tmp_path / "out")
     ours = computed["BertForPreTraining"][0]
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     model = transformers.AutoModelForMaskedLM.from_pretrained(str(tmp_path / "out")).eval()
@@ -164,7 +164,7 @@ def test_it_goes_out_as_a_roberta_with_its_tokenizer_and_comes_back(
     first, second = sentences(text)[:2]
     assert tokenizer(first, second)["input_ids"] == ours.encode(first, second).tolist()
     assert len(tokenizer("word " * 500, truncation=True)["input_ids"]) == 130
-    scripts("import_model", tmp_path / "out", "--dest", tmp_path / "back")
+    call("import", tmp_path / "out", "--dest", tmp_path / "back")
     for file in ("dict.txt", "tokenizer.json"):
         assert (tmp_path / "back" / file).exists()
     assert (tmp_path / "back/dict.txt").read_bytes() == (folder / "dict.txt").read_bytes()
@@ -178,7 +178,7 @@ def test_training_goes_on_from_it_with_a_memory(imported, text, tmp_path):
     folder = imported["BertModel"]
     (tmp_path / "few.txt").write_text("\n".join(sentences(text)))
     run(
-        *("python", ROOT / "scripts/pretraining/prepare.py", "--train", tmp_path / "few.txt"),
+        *("pkm-fairseq", "prepare-text", "--train", tmp_path / "few.txt"),
         *("--valid", tmp_path / "few.txt", "--dest", tmp_path / "data", "--workers", 1),
         *("--dict", folder / "dict.txt", "--tokenizer-json", folder / "tokenizer.json"),
     )

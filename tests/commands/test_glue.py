@@ -4,8 +4,6 @@ import csv
 import math
 import random
 import shlex
-import sys
-from importlib import import_module
 
 import pytest
 import torch
@@ -13,11 +11,12 @@ import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from pkm_fairseq.commands import predict as predicting
+from pkm_fairseq.commands.cli import make_parser
 from pkm_fairseq.models import PKMRobertaModel
 from tests.commands.commands import (
     MEMORY,
     MODEL,
-    ROOT,
     flags,
     logged,
     pretraining,
@@ -76,7 +75,7 @@ def glue(text, data, tmp_path_factory):
                 path, (*header, "gold_label"), judged
             )
     run(
-        *("python", ROOT / "scripts/tasks/prepare.py", "--glue", folder, "--dest", folder),
+        *("pkm-fairseq", "prepare-task", "--glue", folder, "--dest", folder),
         *("--dict", data / "dict.txt", "--workers", 1),
         *("--sentencepiece-model", data / "sentencepiece.bpe.model"),
     )
@@ -103,7 +102,7 @@ def finetune(name, task, glue, pretrained, save_dir, *extra, updates=80):
 
 def predict(glue, task, checkpoint, dest, data=None, *more, **options):
     return run(
-        *("python", ROOT / "scripts/tasks/predict.py", "--cpu", "--batch-size", 2),
+        *("pkm-fairseq", "predict", "--cpu", "--batch-size", 2),
         *("--data", glue / f"{data or task}-bin", "--checkpoint", checkpoint, "--dest", dest),
         *(("--task", task) if task else ()),
         *more,
@@ -228,7 +227,7 @@ def moods(text, data, tmp_path_factory):
                 label = "" if split == "test" else MOODS[mood]
                 table.writerow(["", f'"{said}",\tsaid', label])
     output = run(
-        *("python", ROOT / "scripts/tasks/prepare.py", "--dest", folder / "own-bin"),
+        *("pkm-fairseq", "prepare-task", "--dest", folder / "own-bin"),
         *("--workers", 1, "--train", folder / "train.csv", "--valid", folder / "valid.csv"),
         *("--test", folder / "test.csv", "--sentences", "text", "--label", "mood"),
         *("--kind", "classes", "--metric", "f1_macro", "--dict", data / "dict.txt"),
@@ -358,17 +357,15 @@ def test_predicting_with_what_does_not_fit_is_refused(cola, glue, pretrained, tm
         assert f"CoLA-bin is not of --task {task}: {message}" in output.splitlines()[-1]
 
 
-def test_predicting_with_int8_values_takes_a_memory(cola, glue, monkeypatch, tmp_path):
+def test_predicting_with_int8_values_takes_a_memory(cola, glue, tmp_path):
     folder, _ = cola
     dense = tmp_path / "dense.pt"
-    script = import_module("predict")
 
     def load(checkpoint, dtype="int8"):
         options = {"task": "CoLA", "data": glue / "CoLA-bin", "checkpoint": checkpoint}
         options.update({"dest": tmp_path, "pkm-table-dtype": dtype, "cpu": None})
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, flags(options))])
-        model, _ = script.load(script.parse_args())
-        return model
+        args = make_parser("predict").parse_args(["predict", *map(str, flags(options))])
+        return predicting.load(args)[0]
 
     model = load(folder / "checkpoint_best.pt")
     assert model.memories()[1].values.weight.dtype == torch.int8

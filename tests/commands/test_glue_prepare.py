@@ -1,7 +1,6 @@
 """The official files of GLUE become what fairseq's sentence_prediction task reads."""
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
 from types import SimpleNamespace
 
 import pytest
@@ -10,15 +9,14 @@ from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
-from glue_tasks import TASKS
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
-from tables import read_official
-from task_data import read_split
-from task_folder import read_task
 
-from tests.commands.commands import ROOT, run, run_until
-
-SCRIPT = ROOT / "scripts/tasks/prepare.py"
+from pkm_fairseq.commands.prepare_task import choose_tasks, glue_sources
+from pkm_fairseq.task_data.folders import read_task
+from pkm_fairseq.task_data.glue import TASKS
+from pkm_fairseq.task_data.tables import read_official
+from pkm_fairseq.task_data.task import read_split
+from tests.commands.commands import run, run_until
 
 # The official layout, with what has broken readers of it: quotes that are never closed, a carriage
 # return, a byte-order mark (MRPC's), a line separator, no line feed at the end of a file.
@@ -162,7 +160,7 @@ def pieces_of(data):
 
 
 def prepare(glue, dest, *args, workers=1, **options):
-    command = ("python", SCRIPT, "--glue", glue, "--dest", dest, "--workers", workers)
+    command = ("pkm-fairseq", "prepare-task", "--glue", glue, "--dest", dest, "--workers", workers)
     return run(*command, *args, **options)
 
 
@@ -244,7 +242,8 @@ def test_a_killed_run_leaves_nothing_half_made_and_two_workers_finish_it(
     many = "index\tsentence\n" + "0\tuneasy mishmash of many words\n" * 100_000
     slow = write_official(tmp_path / "slow", {**OFFICIAL, "SST-2/test": many})
     dest = tmp_path / "dest"
-    command = ("python", SCRIPT, "--glue", slow, "--dest", dest, "--workers", 1, *pieces_of(data))
+    command = ("pkm-fairseq", "prepare-task", "--glue", slow, "--dest", dest, "--workers", 1)
+    command += tuple(pieces_of(data))
     run_until("SST-2 valid, input0", *command)
     assert {path.name for path in dest.iterdir()} == {"CoLA-bin", "SST-2-bin.partial"}
     assert (dest / "SST-2-bin.partial" / "label" / "train.bin").exists()
@@ -383,15 +382,6 @@ def test_a_header_without_the_column_is_refused_naming_it(tmp_path):
         read_split(TASKS["RTE"], read_official(TASKS["RTE"], path, "train"), "train")
 
 
-@pytest.fixture
-def script():
-    """The script as a module, for what needs no new process."""
-    spec = spec_from_file_location("glue_prepare", SCRIPT)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
@@ -399,16 +389,16 @@ def script():
         ("RTE", "has no folder RTE: put the official files of RTE there"),
     ],
 )
-def test_a_task_that_is_not_there_is_named(script, tmp_path, tasks, message):
+def test_a_task_that_is_not_there_is_named(tmp_path, tasks, message):
     (tmp_path / "CoLA").mkdir()
     with pytest.raises(ValueError, match=message):
-        script.choose_tasks(tasks, tmp_path)
+        choose_tasks(tasks, tmp_path)
 
 
-def test_a_file_that_is_not_there_is_named(script, tmp_path):
+def test_a_file_that_is_not_there_is_named(tmp_path):
     (tmp_path / "CoLA").mkdir()
     options = SimpleNamespace(glue=tmp_path, tasks=None, dest=tmp_path / "dest")
-    (source,) = script.glue_sources(options)
+    (source,) = glue_sources(options)
     with pytest.raises(
         ValueError, match="train.tsv cannot be read: put the official files of CoLA there"
     ):

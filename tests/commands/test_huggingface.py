@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +15,11 @@ from fairseq.data import Dictionary
 from fairseq.models import build_model
 
 from pkm_fairseq.config import PKMConfig
+from pkm_fairseq.huggingface import from_transformers, to_transformers
 from pkm_fairseq.models import PKMRobertaModel
 from tests.commands.commands import (
-    ROOT,
     assert_same_state,
+    call,
     flags,
     load_model_state,
     logged,
@@ -119,14 +119,14 @@ def foreign(request, text, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def imported(foreign, scripts, tmp_path_factory):
+def imported(foreign, tmp_path_factory):
     dest = tmp_path_factory.mktemp("imported") / "model"
-    scripts("import_model", foreign, "--dest", dest)
+    call("import", foreign, "--dest", dest)
     return dest
 
 
 def test_an_imported_model_cuts_text_and_answers_as_transformers_does(foreign, imported, text):
-    module = import_module("import_model")
+    module = from_transformers
     config = module.read_config(foreign)
     order, _ = module.read_vocabulary(foreign, config["vocab_size"], module.read_encoder(foreign))
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(foreign))
@@ -162,7 +162,7 @@ def assert_fills_alike(hub, text, filled, symbols):
 def test_an_imported_model_fills_a_mask_as_transformers_does(foreign, imported):
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(foreign))
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(str(foreign)).eval()
-    module, size = import_module("import_model"), theirs.config.vocab_size
+    module, size = from_transformers, theirs.config.vocab_size
     order, symbols = module.read_vocabulary(foreign, size, module.read_encoder(foreign))
     fill = transformers.pipeline("fill-mask", theirs, tokenizer=tokenizer, top_k=size)
     text = "The<mask> is here."  # the tokenizer would keep a space before the mask
@@ -171,9 +171,9 @@ def test_an_imported_model_fills_a_mask_as_transformers_does(foreign, imported):
 
 
 @pytest.mark.parametrize("foreign", ["Roberta"], indirect=True)
-def test_a_byte_level_tokenizer_goes_out_and_comes_back(imported, scripts, text, tmp_path):
+def test_a_byte_level_tokenizer_goes_out_and_comes_back(imported, text, tmp_path):
     out, back = tmp_path / "out", tmp_path / "back"
-    scripts("export_model", imported / "model.pt", "--data", imported, "--dest", out)
+    call("export", imported / "model.pt", "--data", imported, "--dest", out)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(out))
     ours = PKMRobertaModel.from_pretrained(str(imported))
     for line in sentences(text):
@@ -181,7 +181,7 @@ def test_a_byte_level_tokenizer_goes_out_and_comes_back(imported, scripts, text,
     before, after = ours.encode("The").tolist(), ours.encode(" is.").tolist()
     numbers = tokenizer("The <mask> is.")["input_ids"]
     assert numbers == [*before[:-1], ours.task.mask_idx, *after[1:]]
-    scripts("import_model", out, "--dest", back)
+    call("import", out, "--dest", back)
     for file in ("dict.txt", "encoder.json", "vocab.bpe"):
         assert (back / file).read_bytes() == (imported / file).read_bytes()
     assert_same_state(load_model_state(back / "model.pt"), load_model_state(imported / "model.pt"))
@@ -203,12 +203,12 @@ def plain(exports):
         ({"num_hidden_layers": 4}, "3 encoder layers (not 4)"),
     ],
 )
-def test_what_fairseq_lacks_is_refused(changes, reason, plain, scripts, tmp_path):
+def test_what_fairseq_lacks_is_refused(changes, reason, plain, tmp_path):
     copy = shutil.copytree(plain, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, **changes}))
-    with pytest.raises(SystemExit, match=re.escape(reason)):
-        scripts("import_model", copy, "--dest", tmp_path / "new")
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        call("import", copy, "--dest", tmp_path / "new")
     assert not list(tmp_path.glob("new*"))
 
 
@@ -221,22 +221,22 @@ def test_what_fairseq_lacks_is_refused(changes, reason, plain, scripts, tmp_path
         ("dict.txt", None, "tokenizer"),
     ],
 )
-def test_files_that_are_missing_are_named(file, content, reason, plain, scripts, tmp_path):
+def test_files_that_are_missing_are_named(file, content, reason, plain, tmp_path):
     copy = shutil.copytree(plain, tmp_path / "copy")
     if content is None:
         (copy / file).unlink()
         (copy / "sentencepiece.bpe.model").unlink()
     else:
         (copy / file).write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match=reason):
-        scripts("import_model", copy, "--dest", tmp_path / "new")
+    with pytest.raises(ValueError, match=reason):
+        call("import", copy, "--dest", tmp_path / "new")
 
 
-def test_a_classifier_comes_in_without_an_lm_head(plain, scripts, tmp_path):
+def test_a_classifier_comes_in_without_an_lm_head(plain, tmp_path):
     copy = shutil.copytree(plain, tmp_path / "copy")
     model = transformers.RobertaForSequenceClassification.from_pretrained(str(copy), num_labels=3)
     model.save_pretrained(copy)
-    scripts("import_model", copy, "--dest", tmp_path / "new")
+    call("import", copy, "--dest", tmp_path / "new")
     ours = PKMRobertaModel.from_pretrained(str(tmp_path / "new"), pkm_layers=[]).eval()
     tokens = ours.encode("a real line")
     with torch.no_grad():
@@ -250,7 +250,7 @@ def test_a_classifier_comes_in_without_an_lm_head(plain, scripts, tmp_path):
 def test_training_starts_from_an_imported_model(imported, text, tmp_path):
     (tmp_path / "few.txt").write_text("\n".join(sentences(text)))
     run(
-        *("python", ROOT / "scripts/pretraining/prepare.py", "--train", tmp_path / "few.txt"),
+        *("pkm-fairseq", "prepare-text", "--train", tmp_path / "few.txt"),
         *("--valid", tmp_path / "few.txt", "--dest", tmp_path / "data", "--workers", 1),
         *("--dict", imported / "dict.txt", "--gpt2-encoder-json", imported / "encoder.json"),
         *("--gpt2-vocab-bpe", imported / "vocab.bpe"),
@@ -332,7 +332,7 @@ def make_checkpoint(options, heads, data, path):
 
 
 @pytest.fixture(scope="module")
-def exports(data, text, scripts, tmp_path_factory):
+def exports(data, text, tmp_path_factory):
     """Each export: its folder, the model it was made of, and what it computes elsewhere."""
     folder = tmp_path_factory.mktemp("exports")
     labels = folder / "labels"
@@ -344,7 +344,7 @@ def exports(data, text, scripts, tmp_path_factory):
     models = {}
     for name, (options, heads) in EXPORTS.items():
         models[name] = make_checkpoint(options, heads, data, folder / f"{name}.pt")
-        scripts(
+        call(
             *("export_model", folder / f"{name}.pt", "--dest", folder / name),
             *("--data", labels if "answer" in heads else data),
         )
@@ -389,9 +389,9 @@ def test_an_exported_model_fills_a_mask_as_ours_does(name, exports, data):
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_weights_come_back_as_they_were(name, exports, scripts, tmp_path):
+def test_weights_come_back_as_they_were(name, exports, tmp_path):
     folder, model, _ = exports[0][name]
-    scripts("import_model", folder, "--dest", tmp_path / "back")
+    call("import", folder, "--dest", tmp_path / "back")
     expected = {
         key.replace("answer", "sentence_classification_head"): tensor
         for key, tensor in model.state_dict().items()
@@ -417,15 +417,15 @@ def test_an_exported_tokenizer_cuts_text_as_fairseq_does(exports, data, text):
     assert found["long"] == DENSE["max_positions"]
 
 
-def test_a_model_without_a_tokenizer_comes_back_with_its_dictionary(exports, scripts, tmp_path):
+def test_a_model_without_a_tokenizer_comes_back_with_its_dictionary(exports, tmp_path):
     folder, model, _ = exports[0]["dense"]
     data = tmp_path / "data"
     data.mkdir()
     shutil.copy(folder / "dict.txt", data)
     checkpoint = shutil.copy(folder.with_suffix(".pt"), data)
-    scripts("export_model", checkpoint, "--data", data, "--dest", tmp_path / "out")
+    call("export", checkpoint, "--data", data, "--dest", tmp_path / "out")
     assert not (tmp_path / "out" / "tokenizer_config.json").exists()
-    scripts("import_model", tmp_path / "out", "--dest", tmp_path / "back")
+    call("import", tmp_path / "out", "--dest", tmp_path / "back")
     back, there = (Dictionary.load(str(of / "dict.txt")) for of in (tmp_path / "back", data))
     assert [*back.symbols, "<mask>"] == there.symbols
     state = load_model_state(tmp_path / "back/model.pt")
@@ -448,23 +448,21 @@ def test_labels_are_named_as_in_the_data(exports):
         ),
     ],
 )
-def test_what_transformers_lacks_is_refused(options, reason, data, scripts, tmp_path):
+def test_what_transformers_lacks_is_refused(options, reason, data, tmp_path):
     make_checkpoint(options, {}, data, tmp_path / "model.pt")
-    with pytest.raises(SystemExit, match=re.escape(reason)):
-        scripts(
-            *("export_model", tmp_path / "model.pt", "--data", data, "--dest", tmp_path / "new")
-        )
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        call(*("export_model", tmp_path / "model.pt", "--data", data, "--dest", tmp_path / "new"))
     assert not list(tmp_path.glob("new*"))
 
 
 def test_every_memory_option_is_modeled_or_of_training_alone_or_refused():
-    module = import_module("export_model")
+    module = to_transformers
     options = {name for name in vars(PKMConfig()) if name.startswith("pkm_")}
     assert options >= module.MODELED | module.NOT_OF_MEMORY
     assert not module.MODELED & module.NOT_OF_MEMORY
 
 
-def test_the_model_card_has_the_figures_of_a_report(data, exports, scripts, tmp_path):
+def test_the_model_card_has_the_figures_of_a_report(data, exports, tmp_path):
     folder = exports[0]["residual"][0]
     checkpoint = folder.with_suffix(".pt")
     figures = {"pkm_top1_usage": 0.93125, "pkm_kl": 0.25}
@@ -475,12 +473,12 @@ def test_the_model_card_has_the_figures_of_a_report(data, exports, scripts, tmp_
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"data": "bin", "subset": "valid", "checkpoints": entries}))
     arguments = ("--data", data, "--report", report)
-    scripts("export_model", checkpoint, "--dest", tmp_path / "new", *arguments)
+    call("export", checkpoint, "--dest", tmp_path / "new", *arguments)
     card = (tmp_path / "new" / "README.md").read_text()
     assert "| pkm_top1_usage | 0.93125 |\n| pkm_kl | 0.25 |" in card
     assert "144 slots" in card
     assert "valid set of bin, after 40 updates" in card
     assert "pkm_kl" not in (folder / "README.md").read_text()
     dense = folder.parent / "dense.pt"
-    with pytest.raises(SystemExit, match="has no figures of"):
-        scripts("export_model", dense, "--dest", tmp_path / "other", *arguments)
+    with pytest.raises(ValueError, match="has no figures of"):
+        call("export", dense, "--dest", tmp_path / "other", *arguments)

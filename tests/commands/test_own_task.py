@@ -3,19 +3,18 @@
 import csv
 import json
 import re
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
 from fairseq.data import Dictionary, data_utils
 from omegaconf import OmegaConf
-from predict import table
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+from pkm_fairseq.commands.predict import table
 from pkm_fairseq.tasks import PKMSentencePredictionTask
 from pkm_fairseq.tasks.labels import class_names
 from pkm_fairseq.tasks.sentence_prediction import PKMSentencePredictionConfig
-from tests.commands.commands import ROOT
+from tests.commands.commands import call
 
 COLUMNS = "id", "text", "about", "mood"
 # Quotes, tabs, commas, line breaks and empty cells; a class with a space in its name, which the
@@ -82,24 +81,20 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def prepare(model, monkeypatch, tmp_path):
-    """Runs the script in this process on tables in ``tmp_path``, and returns the folder made."""
-    spec = spec_from_file_location("tasks_prepare", ROOT / "scripts/tasks/prepare.py")
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
+def prepare(model, tmp_path):
+    """Prepares tables in ``tmp_path`` in this process, and returns the folder made."""
 
     def prepare(*options, ending=".csv", sentences=("text",), label="mood", kind="classes"):
         files = {split: [tmp_path / f"{split}{ending}"] for split in ROWS}
         if not ending:
             files = {split: [path / "rows"] for split, (path,) in files.items()}
-        command = ["prepare.py", "--dest", tmp_path / "made", "--workers", 1]
+        command = ["prepare-task", "--dest", tmp_path / "made", "--workers", 1]
         for split, paths in files.items():
             command += [f"--{split}", *paths]
         command += ["--sentences", *sentences, "--label", label, "--kind", kind]
         command += ["--dict", model / "dict.txt"]
         command += ["--sentencepiece-model", model / "sentencepiece.bpe.model", *options]
-        monkeypatch.setattr("sys.argv", [*map(str, command)])
-        script.prepare(script.parse_args())
+        call(*command)
         return tmp_path / "made"
 
     return prepare

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 from fairseq.data import Dictionary, data_utils
@@ -10,14 +9,13 @@ from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from sentencepiece import SentencePieceProcessor
 
-from tests.commands.commands import ROOT, run, run_until
-
-SCRIPT = ROOT / "scripts/pretraining/prepare.py"
+from tests.commands.commands import call, run, run_until
 
 
 def prepare(text, dest, *args, **options):
     return run(
-        *("python", SCRIPT, "--train", text / "train.txt", "--valid", text / "valid.txt"),
+        *("pkm-fairseq", "prepare-text"),
+        *("--train", text / "train.txt", "--valid", text / "valid.txt"),
         *("--dest", dest, "--workers", 1, *args),
         **options,
     )
@@ -54,7 +52,8 @@ def test_a_given_model_and_dictionary_are_used(data, few_lines, tmp_path):
     dest = tmp_path / "again"
     model = data / "sentencepiece.bpe.model"
     run(
-        *("python", SCRIPT, "--train", tmp_path / "train.txt.gz", "--dest", dest, "--workers", 1),
+        *("pkm-fairseq", "prepare-text", "--dest", dest, "--workers", 1),
+        *("--train", tmp_path / "train.txt.gz"),
         *("--valid", tmp_path / "valid.txt.gz", "--dict", data / "dict.txt"),
         *("--sentencepiece-model", model),
     )
@@ -101,7 +100,8 @@ def test_text_as_people_have_it_comes_back(text, tmp_path):
     long = " ".join(lines * 4)
     (folder / "3").write_bytes(gzip.compress(b"caf\xe9\n" + long.encode()))
     dest = tmp_path / "data"
-    command = ("python", SCRIPT, "--train", folder, "--valid", folder / "[12]*", "--dest", dest)
+    command = ("pkm-fairseq", "prepare-text", "--dest", dest)
+    command += ("--train", folder, "--valid", folder / "[12]*")
     options = ("--vocab-size", 200, "--workers", 2)
     output = run(*command, *options, fails=True)
     assert f"{folder / '3'}:1: byte 4 of the line, 0xe9, is no UTF-8" in output
@@ -137,23 +137,12 @@ def test_nothing_half_made_is_taken_for_whole(text, tmp_path):
 
 
 @pytest.fixture
-def script():
-    """The script as a module, for what needs no new process."""
-    spec = spec_from_file_location("pretraining_prepare", SCRIPT)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def start(script, monkeypatch, text, tmp_path):
-    """Starts the script in this process, for what it refuses before it makes anything."""
+def start(text, tmp_path):
+    """Starts the command in this process, for what it refuses before it makes anything."""
 
     def start(*options):
         texts = ("--train", text / "train.txt", "--valid", text / "valid.txt")
-        command = ["prepare.py", *texts, "--dest", tmp_path / "new", *options]
-        monkeypatch.setattr("sys.argv", [*map(str, command)])
-        script.prepare(script.parse_args())
+        call("prepare-text", *texts, "--dest", tmp_path / "new", *options)
 
     yield start
     assert not list(tmp_path.glob("new*"))

@@ -246,7 +246,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_the_code_not_run(trained,
 def test_all_options_are_printed_by_one_command():
     from pkm_fairseq.config import PKMConfig
 
-    printed = run("python", "-m", "pkm_fairseq.options")
+    printed = run("pkm-fairseq", "options")
     for name in vars(PKMConfig()):
         if name.startswith("pkm_"):
             assert "--" + name.replace("_", "-") in printed

@@ -3,17 +3,16 @@
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from pkm_fairseq.commands.cli import main
 from pkm_fairseq.models import PKMRobertaModel
-from pkm_fairseq.report.__main__ import main
-from pkm_fairseq.report.checkpoints import names_apart
-from pkm_fairseq.report.history import read_history
+from pkm_fairseq.usage.report.checkpoints import names_apart
+from pkm_fairseq.usage.report.history import read_history
 from tests.commands.commands import MEMORY, MODEL, load_model_state, logged, pretraining, run
 
 OURS = {
@@ -49,7 +48,7 @@ def report(trained, data, tmp_path_factory):
 
 
 def make_report(*args, **options):
-    return run("python", "-m", "pkm_fairseq.report", *args, "--cpu", "--batch-size", 8, **options)
+    return run("pkm-fairseq", "report", *args, "--cpu", "--batch-size", 8, **options)
 
 
 def test_its_figures_are_those_of_the_validations(trained, report):
@@ -174,9 +173,7 @@ def test_of_a_run_that_is_writing_it_takes_the_newest_checkpoint_that_is_whole(
     assert "pkm_l1_h1_top1_usage" in checkpoint["figures"]
 
 
-def test_what_cannot_be_reported_on_is_refused_in_one_line(
-    trained, data, tmp_path, monkeypatch, capsys
-):
+def test_what_cannot_be_reported_on_is_refused_in_one_line(trained, data, tmp_path, capsys):
     folder, _ = trained
     dense = tmp_path / "dense"
     options = {"arch": "roberta", **MODEL}
@@ -193,10 +190,8 @@ def test_what_cannot_be_reported_on_is_refused_in_one_line(
         ([data, folder, "--subset", "dev"], "--subset dev cannot be read: "),
         ([data, folder, "--batch-size", "0"], "argument --batch-size: 0 is below 1"),
     ):
-        command = ["report", *map(str, args), "--dest", str(tmp_path / "report"), "--cpu"]
-        monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as refusal:
-            main()
+            main(["report", *args, "--dest", tmp_path / "report", "--cpu"])
         printed = str(refusal.value.code) + capsys.readouterr().err
         assert "error: " in printed
         assert message in printed

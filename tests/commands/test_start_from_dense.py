@@ -7,14 +7,13 @@ import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from fairseq.tasks.masked_lm import MaskedLMTask
 
-from pkm_fairseq.checkpoint import BETTER_TRANSFORMER_COPIES
+from pkm_fairseq.checkpoints.conversion import BETTER_TRANSFORMER_COPIES
 from pkm_fairseq.models import PKMRobertaModel
 from pkm_fairseq.refusals import RefusalError
 from tests.checkpoints import as_published
 from tests.commands.commands import (
     MEMORY,
     MODEL,
-    ROOT,
     flags,
     load_model_state,
     logged,
@@ -100,7 +99,7 @@ def test_a_published_checkpoint_comes_through_the_same_doors(
 
 def test_a_script_gives_a_checkpoint_memories(dense, published, data, tmp_path):
     folder, loss = dense
-    script = ["python", ROOT / "scripts/add_memory.py", published, "--dest", tmp_path / "new.pt"]
+    script = ["pkm-fairseq", "add-memory", published, "--dest", tmp_path / "new.pt"]
     for wrong, message in (
         (("--pkm-layers", 2), "error: --pkm-layers 2 does not exist"),
         (("--pkm-layers", 1, "--pkm-table-dtype", "int8"), "error: --pkm-table-dtype is for"),

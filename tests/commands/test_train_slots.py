@@ -2,15 +2,14 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+from pkm_fairseq.commands.cli import main
 from pkm_fairseq.models import PKMRobertaModel
-from pkm_fairseq.observe import observe_reads
-from pkm_fairseq.slots import main
+from pkm_fairseq.usage.observe import observe_reads
 from tests.commands.commands import (
     MEMORY,
     MODEL,
@@ -36,11 +35,10 @@ def start(data, tmp_path_factory):
     return folder / "checkpoint_last.pt"
 
 
-def list_slots(monkeypatch, start, data, dest, *extra):
+def list_slots(start, data, dest, *extra):
     command = ["slots", start, "--data", data, "--background", data, data, "--count", COUNT]
     command += ["--dest", dest, "--cpu", "--batch-size", 4, *extra]
-    monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    main()
+    main(command)
     return {of["layers"][0]: of["slots"] for of in json.loads(dest.read_text())["pkm_slots"]}
 
 
@@ -48,8 +46,7 @@ def list_slots(monkeypatch, start, data, dest, *extra):
 def slots(start, data, tmp_path_factory):
     """A list of slots: its file, and the slots by layer."""
     path = tmp_path_factory.mktemp("slots") / "slots.json"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return path, list_slots(monkeypatch, start, data, path, "--subset", "valid")
+    return path, list_slots(start, data, path, "--subset", "valid")
 
 
 def test_the_list_is_that_of_the_accesses(start, slots, data):
@@ -141,15 +138,15 @@ def test_with_the_rest_frozen_nothing_else_changes_whatever_the_optimizer(
     assert_same_state(after, before)
 
 
-def test_what_cannot_be_listed_is_refused_in_one_line(start, data, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_listed_is_refused_in_one_line(start, data, tmp_path, capsys):
     for folder, extra, message in (
         (tmp_path, (), f"{tmp_path} is no folder of binary data"),
         (data, ("--subset", "dev"), "--subset dev cannot be read"),
         (data, ("--background", tmp_path), f"{tmp_path} is no folder of binary data"),
     ):
         with pytest.raises(SystemExit, match=f"error: {message}"):
-            list_slots(monkeypatch, start, folder, tmp_path / "slots.json", *extra)
+            list_slots(start, folder, tmp_path / "slots.json", *extra)
     assert not (tmp_path / "slots.json").exists()
     with pytest.raises(SystemExit):
-        list_slots(monkeypatch, start, data, tmp_path)
+        list_slots(start, data, tmp_path)
     assert f"--dest {tmp_path} is a folder: name a file" in capsys.readouterr().err

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from pkm_fairseq.monitor import observe_reads
 from pkm_fairseq.ops.cpu import numba_imports
+from pkm_fairseq.usage.monitor import observe_reads
 from tests.models.tiny import draw_tokens, make_memory_model
 from tests.tolerances import assert_close
 

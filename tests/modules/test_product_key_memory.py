@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pkm_fairseq.modules import ProductKeyMemory, ValueTable
-from pkm_fairseq.observe import observe_reads
+from pkm_fairseq.usage.observe import observe_reads
 from tests.tolerances import assert_close
 
 OPTIONS = [

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pkm_fairseq.ops import compact_bag, quantise_rows
+from pkm_fairseq.ops import quantise_rows, quantized_bag
 from pkm_fairseq.ops.weighted_bag.reference import reference_weighted_bag
 from tests.ops.test_weighted_bag import SHAPES, draw_bag
 from tests.tolerances import assert_close
@@ -29,7 +29,7 @@ def test_it_reads_the_numbers_that_the_table_holds(shape, dtype, index):
     else:
         values = values.detach().to(dtype)
         held = values.float()
-    read = compact_bag(values, slots.to(index), weights, scales)
+    read = quantized_bag(values, slots.to(index), weights, scales)
     assert not read.requires_grad
     assert_close(read, reference_weighted_bag(held, slots, weights).detach())
 
@@ -44,7 +44,7 @@ def test_int8_is_as_near_as_half_a_scale(size):
     # Rounding in float32 comes on top.
     error = (rows.double() * scales.double().unsqueeze(1) - values.double()).abs()
     assert (error <= 0.50001 * scales.unsqueeze(1)).all()
-    read = compact_bag(rows, slots, weights, scales).double()
+    read = quantized_bag(rows, slots, weights, scales).double()
     exact = reference_weighted_bag(values.double(), slots, weights.double())
     bound = (0.501 * scales.double()[slots] * weights.double().abs()).sum(1, keepdim=True)
     assert ((read - exact).abs() <= bound).all()
@@ -55,7 +55,7 @@ def test_a_row_that_is_not_finite_stays_so():
     values = torch.zeros(2, 3)
     values[1, 2] = float("nan")
     rows, scales = quantise_rows(values)
-    read = compact_bag(rows, torch.tensor([[0], [1]]), torch.ones(2, 1), scales)
+    read = quantized_bag(rows, torch.tensor([[0], [1]]), torch.ones(2, 1), scales)
     assert read.isnan().any(1).tolist() == [False, True]
 
 
@@ -65,4 +65,4 @@ def test_a_slot_outside_the_table_is_refused():
     for dtype in (torch.int8, torch.bfloat16):
         values = torch.zeros(4, 2, dtype=dtype)
         with pytest.raises((RuntimeError, IndexError), match="4|not in the table"):
-            compact_bag(values, torch.tensor([[1, 4]]), torch.zeros(1, 2))
+            quantized_bag(values, torch.tensor([[1, 4]]), torch.zeros(1, 2))

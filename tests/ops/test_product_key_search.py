@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pkm_fairseq.ops import product_key_search
-from pkm_fairseq.ops.product_key_search import gradients
+from pkm_fairseq.ops.product_key_search import autograd
 from pkm_fairseq.ops.product_key_search.reference import reference_product_key_search
 from tests.tolerances import assert_close
 
@@ -122,7 +122,7 @@ def test_a_query_may_lie_anywhere_in_memory():
 def test_tokens_are_searched_in_pieces_and_come_out_whole(monkeypatch):
     inputs, _ = draw_search(7, 2, 9, 4, 3)
     expected = product_key_search(*inputs, 3)
-    monkeypatch.setattr(gradients, "PIECE", 2 * (2 * 2 * 9))  # scores of two tokens
+    monkeypatch.setattr(autograd, "PIECE", 2 * (2 * 2 * 9))  # scores of two tokens
     scores, slots = product_key_search(*inputs, 3)
     assert_close(scores, expected[0])
     assert torch.equal(slots, expected[1])

@@ -13,11 +13,10 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq_cli import hydra_train
 from fairseq_cli import train as command
 
-from pkm_fairseq import slots
+from pkm_fairseq.commands.cli import main
 from pkm_fairseq.config import OTHER_OPTIONS, PKMConfig
+from pkm_fairseq.finetuning.slot_lists import write_slots
 from pkm_fairseq.models import PKMRobertaModel
-from pkm_fairseq.report import __main__ as report
-from pkm_fairseq.slot_lists import write_slots
 from tests.options import training
 from tests.test_glue_configs import compose, initialize_config_dir
 
@@ -60,27 +59,23 @@ def test_an_epoch_reads_one_of_several_folders_and_the_next_another(trained, mon
     assert checkpoint["extra_state"]["train_iterator"]["epoch"] == 3
 
 
-def test_the_report_reads_several_folders_as_validations_do(trained, data, tmp_path, monkeypatch):
+def test_the_report_reads_several_folders_as_validations_do(trained, data, tmp_path):
     reports = []
     for name, folders in (("both", trained.task.data), ("first", data / "text1")):
-        run = [str(folders), trained.checkpoint.save_dir, "--dest", str(tmp_path / name), "--cpu"]
-        monkeypatch.setattr(sys, "argv", ["report", *run])
-        report.main()
+        run = [folders, trained.checkpoint.save_dir, "--dest", tmp_path / name, "--cpu"]
+        main(["report", *run])
         reports.append((tmp_path / name / "report.json").read_text())
     assert reports[0].replace(str(trained.task.data), "") == reports[1].replace(
         str(data / "text1"), ""
     )
 
 
-def test_slots_of_several_folders_are_refused_saying_how_to_name_them(
-    trained, data, tmp_path, monkeypatch
-):
+def test_slots_of_several_folders_are_refused_saying_how_to_name_them(trained, data, tmp_path):
     for new, background in ((trained.task.data, data / "text1"), (data / "text1", "a:b")):
-        run = [trained.checkpoint.save_dir, "--data", str(new), "--background", str(background)]
-        run += ["--count", "3", "--dest", str(tmp_path / "slots.json"), "--cpu"]
-        monkeypatch.setattr(sys, "argv", ["slots", *run])
+        run = [trained.checkpoint.save_dir, "--data", new, "--background", background]
+        run += ["--count", 3, "--dest", tmp_path / "slots.json", "--cpu"]
         with pytest.raises(SystemExit, match="several folders"):
-            slots.main()
+            main(["slots", *run])
 
 
 def test_the_average_of_checkpoints_opens(trained):

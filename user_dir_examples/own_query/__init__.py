@@ -4,7 +4,7 @@ from fairseq.models import register_model, register_model_architecture
 from torch import nn
 
 from pkm_fairseq.models import PKMRobertaModel
-from pkm_fairseq.models.pkm_roberta import pkm_roberta_architecture
+from pkm_fairseq.models.roberta import pkm_roberta_architecture
 from pkm_fairseq.modules import ProductKeyMemory
 
 

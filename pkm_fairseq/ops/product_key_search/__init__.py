@@ -1,8 +1,8 @@
 """Exact search for the best slots of a product-key memory, from queries and sub-keys."""
 
-from pkm_fairseq.compiling import not_compiled
+from pkm_fairseq.ops.compiling import not_compiled
 
-from .gradients import SlotSearch
+from .autograd import SlotSearch
 
 
 @not_compiled

@@ -2,7 +2,7 @@
 
 import torch
 
-from pkm_fairseq.compiling import not_compiled
+from pkm_fairseq.ops.compiling import not_compiled
 
 from ..cpu import use_cpu_kernels
 from .eager import eager_product_key_topk

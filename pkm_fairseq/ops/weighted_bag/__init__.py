@@ -1,9 +1,8 @@
 """Weighted sums of rows of a table."""
 
-from pkm_fairseq.compiling import not_compiled
+from pkm_fairseq.ops.compiling import not_compiled
 
-from .compact import compact_bag, quantise_rows
-from .gradients import (
+from .autograd import (
     KeptDenseGradient,
     KeptMemory,
     KeptSparseGradient,
@@ -12,6 +11,7 @@ from .gradients import (
     gradient_of_rows,
     touched_row_gradients,
 )
+from .compact import quantise_rows, quantized_bag
 
 
 @not_compiled
@@ -51,9 +51,10 @@ __all__ = [
     "KeptDenseGradient",
     "KeptMemory",
     "KeptSparseGradient",
-    "compact_bag",
+    "dense_gradient",
     "gradient_of_rows",
     "quantise_rows",
+    "quantized_bag",
     "touched_row_gradients",
     "weighted_bag",
 ]

@@ -5,7 +5,7 @@ S slots, D value-dim, T tokens, n rows each token selected.
 
 import torch
 
-from pkm_fairseq.compiling import not_compiled
+from pkm_fairseq.ops.compiling import not_compiled
 
 from ..cpu import use_cpu_kernels, with_huge_pages
 from ..gpu import use_gpu_kernels
@@ -37,7 +37,7 @@ def quantise_rows(values):
 
 @not_compiled
 @torch.no_grad()
-def compact_bag(values, slots, weights, scales=None):
+def quantized_bag(values, slots, weights, scales=None):
     """Does what ``weighted_bag`` does, in float32, without gradients.
 
     Args:
@@ -61,7 +61,7 @@ def compact_bag(values, slots, weights, scales=None):
 
 
 def eager_compact_bag(values, slots, weights):
-    """Does what ``compact_bag`` does."""
+    """Does what ``quantized_bag`` does."""
     output = weights.new_empty(len(slots), values.shape[1])
     piece = max(1, PIECE // max(1, slots.shape[1] * values.shape[1]))
     for of_piece in zip(output.split(piece), weights.split(piece), slots.split(piece)):

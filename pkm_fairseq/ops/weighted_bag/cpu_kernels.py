@@ -18,7 +18,7 @@ RADIX_BITS = 11
 def kernel_bag(values, slots, weights):
     """Does what ``weighted_bag`` does for float32 tables, fast where rows are wide.
 
-    It does what ``compact_bag`` does for tables of int8 and bfloat16.
+    It does what ``quantized_bag`` does for tables of int8 and bfloat16.
     """
     follow_torch_threads()
     slots = slots.long()

@@ -18,7 +18,7 @@ PIECE = 64
 
 
 def kernel_bag(values, slots, weights, dtype=torch.float32):
-    """Does what ``weighted_bag`` does, or ``compact_bag``; returns ``dtype``."""
+    """Does what ``weighted_bag`` does, or ``quantized_bag``; returns ``dtype``."""
     check_slots(slots, values)
     values, slots, weights = values.contiguous(), slots.contiguous(), weights.contiguous()
     (tokens, n), dim = slots.shape, values.shape[1]

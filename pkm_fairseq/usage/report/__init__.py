@@ -1,0 +1,1 @@
+"""One page that shows how checkpoints use their memories."""
