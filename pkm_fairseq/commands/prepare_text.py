@@ -2,21 +2,22 @@
 
 One sentence or line a line, an empty line between documents; UTF-8, in files that may be packed by
 gzip, xz, bzip2 or zstd. Encodes the text with a sentencepiece model, trained on it unless one is
-given, with GPT-2's byte-pair encoding or with the tokenizer.json of any fast tokenizer, and runs
-fairseq-preprocess.
+given, with GPT-2's byte-pair encoding or with the tokenizer.json of any fast tokenizer, and
+binarizes it as fairseq-preprocess does.
 Makes DEST whole or not at all, and does nothing where DEST is there already.
 """
 
+import logging
 import os
 import shutil
-import subprocess
-import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from multiprocessing import Pool
 from pathlib import Path
 
 import sentencepiece
+from fairseq import options
+from fairseq_cli import preprocess
 
 from pkm_fairseq.files import atomic_folder
 from pkm_fairseq.text.dictionaries import check_fits, load_dictionary, load_encoder
@@ -198,20 +199,35 @@ def encode(text, to_pieces, encoded):
 
 
 def binarize(encoded, dictionary, dest, workers):
-    """Runs fairseq-preprocess, of the same environment as this command."""
+    """Does what fairseq-preprocess does, of whose log it prints the share of unknown pieces."""
     command = [
-        Path(sys.executable).with_name("fairseq-preprocess"),
         "--only-source",
         *("--trainpref", encoded["train"], "--validpref", encoded["valid"]),
-        *("--destdir", dest, "--workers", str(workers)),
+        *("--destdir", dest, "--workers", workers),
     ]
     if dictionary:
         command += ["--srcdict", dictionary]
-    print("running fairseq-preprocess", flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        print(done.stdout, file=sys.stderr)
-        raise ValueError("fairseq-preprocess failed: what it said stands above")
-    for line in done.stdout.splitlines():
+    print("binarizing", flush=True)
+    args = options.get_preprocessing_parser().parse_args([*map(str, command)])
+    with said_by(preprocess.logger) as lines:
+        preprocess.main(args)
+    for line in lines:
         if "replaced" in line:
-            print(line.split(" | ")[-1])
+            print(line)
+
+
+@contextmanager
+def said_by(logger):
+    """Yields a list that fills with what a logger says; none of it is printed."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level, logger.propagate = logger.level, False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = True

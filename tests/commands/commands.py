@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pkm_fairseq.commands.cli import make_parser
+from tests.commands.forked import Forked, can_fork
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -38,10 +39,14 @@ OURS = {"arch": "pkm_roberta", "optimizer": "pkm_adam", **MODEL, **MEMORY}
 
 def start(command, *args, **env):
     """Starts a command of this environment and returns the process, its output merged."""
+    args = [*map(str, args)]
+    whole_env = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1", **env}
+    if can_fork(command, env):
+        return Forked(command, args, ROOT, whole_env)
     return subprocess.Popen(
-        [BIN / command if (BIN / command).exists() else command, *map(str, args)],
+        [BIN / command if (BIN / command).exists() else command, *args],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1", **env},
+        env=whole_env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

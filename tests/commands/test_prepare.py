@@ -9,6 +9,7 @@ from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from sentencepiece import SentencePieceProcessor
 
+from pkm_fairseq.commands.prepare_text import cut_line
 from tests.commands.commands import call, run, run_until
 
 
@@ -208,6 +209,6 @@ def test_a_file_that_is_no_dictionary_is_named(start, data, tmp_path, content, m
         ("abcdefghijklmnop q", ["abcdefghijkl", "mnop q"]),
     ],
 )
-def test_a_long_line_is_cut_at_white_space_or_between_characters(script, line, parts):
-    assert script.cut_line(line, 12) == parts
+def test_a_long_line_is_cut_at_white_space_or_between_characters(line, parts):
+    assert cut_line(line, 12) == parts
     assert all(len(part.encode()) <= 12 for part in parts)
