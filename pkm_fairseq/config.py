@@ -4,7 +4,8 @@ No ``from __future__ import annotations`` here: fairseq reads the types of the f
 """
 
 from argparse import Namespace
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
+from enum import Enum
 from typing import List, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -36,16 +37,155 @@ OTHER_OPTIONS = {
     "pkm_values_clip_norm",
 }
 
-
-# Those of the model that are not of each of its memories; the first needs none.
+# Options of the model that need no memory.
 OF_ANY_ROBERTA = {"pkm_layer_norm_eps"}
-OF_MODEL = {"pkm_layers", "pkm_mode", "pkm_share_values", "pkm_table_dtype", *OF_ANY_ROBERTA}
 LARGEST = 2**31 - 1
 
 
+def option(default, help):
+    """Returns a field with a default and with the help that fairseq prints."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What one memory is made of; its options are named as here with ``pkm_`` before it."""
+
+    subkeys: int = option(512, "sub-keys per half; the memory has this number squared slots")
+    heads: int = option(4, "memory heads: queries per token")
+    topk: int = option(32, "slots each head reads for a token")
+    key_dim: int = option(256, "width of a query and of a key: two sub-keys of half this")
+    value_dim: Optional[int] = option(
+        None,
+        "width of a value (default: the model's width, or its share for a head with "
+        "--pkm-heads-merge concat); with any other a learned projection follows the read",
+    )
+    query_norm: QUERY_NORMS = option("batch", "normalisation of the queries")
+    sync_query_norm: bool = option(
+        False,
+        "normalise queries by the batches of all workers together (with "
+        "--pkm-query-norm batch); else each worker goes by its own",
+    )
+    query_dropout: float = option(0.0, "dropout probability on the queries")
+    key_dropout: float = option(
+        0.0,
+        "share of the sub-keys that each training pass leaves out, whole and for all "
+        "tokens alike, others each time, so that other slots are used too",
+    )
+    score: SCORES = option(
+        "dot",
+        "score of a slot: the dot product of query and key, or the cosines of their "
+        "halves, added and times a temperature that each head learns",
+    )
+    weights: WEIGHTS = option(
+        "softmax",
+        "weights of the slots a head reads: softmax over their scores, or relu or "
+        "sigmoid of each score by itself, divided by top-k",
+    )
+    heads_merge: HEADS_MERGES = option(
+        "sum",
+        "sum what the heads read, or put their reads, of narrower values, side by "
+        "side (concat) before a learned projection",
+    )
+    gate: GATES = option(
+        "none",
+        "multiply what is read by a function of the token: silu, number by number "
+        "before a learned projection, or sigmoid, one number a token",
+    )
+    value_dropout: float = option(0.0, "dropout probability on what is read from the memory")
+    value_init: VALUE_INITS = option(
+        "normal",
+        "initial values: normal draws them with variance 1 / value-dim; "
+        "zero makes a residual memory start as no change to the model",
+    )
+    grad: GRADIENTS = option(
+        "dense",
+        "gradient of the values: dense works with every optimizer; sparse, with "
+        "--optimizer pkm_adam, makes the cost of an update follow the rows it touches",
+    )
+    shards: int = option(
+        1,
+        "split the columns of the values over groups of so many workers, which with "
+        "--optimizer pkm_adam divides the memory they need among them; a checkpoint can be "
+        "used with any other number",
+    )
+
+    def check(self):
+        """Refuses sizes, probabilities and choices of which no memory can be made.
+
+        Raises:
+            RefusalError: naming the option and what to change.
+        """
+        for name in ("subkeys", "heads", "topk", "key_dim", "value_dim", "shards"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise RefusalError(f"{name}={size} must be at least 1: raise {flag('pkm_' + name)}")
+            if size is not None and size > LARGEST:
+                raise RefusalError(f"{name}={size} exceeds {LARGEST}: lower {flag('pkm_' + name)}")
+        for name in ("query_dropout", "key_dropout", "value_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RefusalError(
+                    f"{name}={getattr(self, name)} is not in [0, 1): change {flag('pkm_' + name)}"
+                )
+        for name, kind in CHOICES.items():
+            names = [each.value for each in kind]
+            if getattr(self, name) not in names:
+                raise RefusalError(
+                    f"{name}={getattr(self, name)} is not {' or '.join(names)}: "
+                    f"change {flag('pkm_' + name)}"
+                )
+        if self.topk > self.subkeys:
+            raise RefusalError(
+                f"topk={self.topk} exceeds subkeys={self.subkeys}: lower --pkm-topk or raise "
+                "--pkm-subkeys"
+            )
+        if self.key_dim % 2:
+            raise RefusalError(
+                f"key_dim={self.key_dim} is odd, and a key is made of two halves: make "
+                "--pkm-key-dim even"
+            )
+        kept = count_kept(self.subkeys, self.key_dropout)
+        if kept < self.topk:
+            raise RefusalError(
+                f"key_dropout={self.key_dropout} keeps {kept} of subkeys={self.subkeys}, fewer "
+                f"than topk={self.topk}: lower --pkm-key-dropout or --pkm-topk, or raise "
+                "--pkm-subkeys"
+            )
+        if self.key_dropout and kept == self.subkeys:
+            raise RefusalError(
+                f"key_dropout={self.key_dropout} has no effect: it keeps all of "
+                f"subkeys={self.subkeys}; raise --pkm-key-dropout or remove it"
+            )
+        if self.heads_merge == "concat" and self.heads == 1:
+            raise RefusalError(
+                "--pkm-heads-merge concat has no effect with one head: remove it or raise "
+                "--pkm-heads"
+            )
+        if self.sync_query_norm and self.query_norm != "batch":
+            raise RefusalError(
+                f"--pkm-sync-query-norm has no effect with --pkm-query-norm {self.query_norm}: "
+                "remove it or choose batch"
+            )
+
+
+CHOICES = {
+    each.name: each.type
+    for each in fields(MemoryConfig)
+    if isinstance(each.type, type) and issubclass(each.type, Enum)
+}
+_MemoryOptions = make_dataclass(
+    "_MemoryOptions",
+    [
+        (f"pkm_{each.name}", each.type, field(default=each.default, metadata=each.metadata))
+        for each in fields(MemoryConfig)
+    ],
+    bases=(FairseqDataclass,),
+)
+
+
 @dataclass
-class PKMConfig(FairseqDataclass):
-    """The model options that ``pkm_roberta`` adds to fairseq's RoBERTa."""
+class PKMConfig(_MemoryOptions):
+    """The model options that ``pkm_roberta`` adds to fairseq's RoBERTa: a memory's, and these."""
 
     pkm_layers: List[int] = field(
         default_factory=list,
@@ -54,118 +194,21 @@ class PKMConfig(FairseqDataclass):
             "empty for none"
         },
     )
-    pkm_mode: PKM_MODES = field(
-        default="residual",
-        metadata={
-            "help": "residual adds the memory to the feed-forward network (ResM); "
-            "replace puts it in its place (plain PKM)"
-        },
+    pkm_mode: PKM_MODES = option(
+        "residual",
+        "residual adds the memory to the feed-forward network (ResM); "
+        "replace puts it in its place (plain PKM)",
     )
-    pkm_subkeys: int = field(
-        default=512,
-        metadata={"help": "sub-keys per half; the memory has this number squared slots"},
+    pkm_share_values: bool = option(False, "one table of values for all memory layers")
+    pkm_table_dtype: TABLE_DTYPES = option(
+        "model",
+        "how a model that is only evaluated keeps its values: bf16, int8 with a scale "
+        "for each row, or as the model keeps all else; given when a checkpoint is loaded",
     )
-    pkm_heads: int = field(default=4, metadata={"help": "memory heads: queries per token"})
-    pkm_topk: int = field(default=32, metadata={"help": "slots each head reads for a token"})
-    pkm_key_dim: int = field(
-        default=256, metadata={"help": "width of a query and of a key: two sub-keys of half this"}
-    )
-    pkm_value_dim: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "width of a value (default: the model's width, or its share for a head with "
-            "--pkm-heads-merge concat); with any other a learned projection follows the read"
-        },
-    )
-    pkm_query_norm: QUERY_NORMS = field(
-        default="batch", metadata={"help": "normalisation of the queries"}
-    )
-    pkm_sync_query_norm: bool = field(
-        default=False,
-        metadata={
-            "help": "normalise queries by the batches of all workers together (with "
-            "--pkm-query-norm batch); else each worker goes by its own"
-        },
-    )
-    pkm_query_dropout: float = field(
-        default=0.0, metadata={"help": "dropout probability on the queries"}
-    )
-    pkm_key_dropout: float = field(
-        default=0.0,
-        metadata={
-            "help": "share of the sub-keys that each training pass leaves out, whole and for all "
-            "tokens alike, others each time, so that other slots are used too"
-        },
-    )
-    pkm_score: SCORES = field(
-        default="dot",
-        metadata={
-            "help": "score of a slot: the dot product of query and key, or the cosines of their "
-            "halves, added and times a temperature that each head learns"
-        },
-    )
-    pkm_weights: WEIGHTS = field(
-        default="softmax",
-        metadata={
-            "help": "weights of the slots a head reads: softmax over their scores, or relu or "
-            "sigmoid of each score by itself, divided by top-k"
-        },
-    )
-    pkm_heads_merge: HEADS_MERGES = field(
-        default="sum",
-        metadata={
-            "help": "sum what the heads read, or put their reads, of narrower values, side by "
-            "side (concat) before a learned projection"
-        },
-    )
-    pkm_gate: GATES = field(
-        default="none",
-        metadata={
-            "help": "multiply what is read by a function of the token: silu, number by number "
-            "before a learned projection, or sigmoid, one number a token"
-        },
-    )
-    pkm_value_dropout: float = field(
-        default=0.0, metadata={"help": "dropout probability on what is read from the memory"}
-    )
-    pkm_value_init: VALUE_INITS = field(
-        default="normal",
-        metadata={
-            "help": "initial values: normal draws them with variance 1 / value-dim; "
-            "zero makes a residual memory start as no change to the model"
-        },
-    )
-    pkm_share_values: bool = field(
-        default=False, metadata={"help": "one table of values for all memory layers"}
-    )
-    pkm_grad: GRADIENTS = field(
-        default="dense",
-        metadata={
-            "help": "gradient of the values: dense works with every optimizer; sparse, with "
-            "--optimizer pkm_adam, makes the cost of an update follow the rows it touches"
-        },
-    )
-    pkm_shards: int = field(
-        default=1,
-        metadata={
-            "help": "split the columns of the values over groups of so many workers, which with "
-            "--optimizer pkm_adam divides the memory they need among them; a checkpoint can be "
-            "used with any other number"
-        },
-    )
-    pkm_table_dtype: TABLE_DTYPES = field(
-        default="model",
-        metadata={
-            "help": "how a model that is only evaluated keeps its values: bf16, int8 with a scale "
-            "for each row, or as the model keeps all else; given when a checkpoint is loaded"
-        },
-    )
-    pkm_layer_norm_eps: float = field(
-        default=1e-5,
-        metadata={
-            "help": "epsilon of the model's layer norms, with or without a memory: fairseq's, or "
-            "that of the imported model to start from (1e-12 for BERT)"
-        },
+    pkm_layer_norm_eps: float = option(
+        1e-5,
+        "epsilon of the model's layer norms, with or without a memory: fairseq's, or "
+        "that of the imported model to start from (1e-12 for BERT)",
     )
 
     @classmethod
@@ -176,7 +219,7 @@ class PKMConfig(FairseqDataclass):
             args: a Namespace or DictConfig; options that are absent or None take their default.
 
         Raises:
-            ValueError: if an option is unknown, of a wrong type, or without effect.
+            RefusalError: if an option is unknown, of a wrong type, or without effect.
         """
         values = vars(args) if isinstance(args, Namespace) else args
         known = {option.name for option in fields(cls) if option.name.startswith("pkm_")}
@@ -213,7 +256,7 @@ class PKMConfig(FairseqDataclass):
         """Refuses options that cannot work in a model of ``encoder_layers`` layers.
 
         Raises:
-            ValueError: naming the option and what to change.
+            RefusalError: naming the option and what to change.
         """
         for layer in self.pkm_layers:
             if not 0 <= layer < encoder_layers:
@@ -240,8 +283,6 @@ class PKMConfig(FairseqDataclass):
                 f"--pkm-layer-norm-eps {self.pkm_layer_norm_eps} is not between 0 and 1: give a "
                 "small number, such as 1e-5"
             )
-        if self.pkm_shards < 1:
-            raise RefusalError(f"--pkm-shards {self.pkm_shards} must be at least 1: raise it")
         if self.pkm_shards > 1 and not self.pkm_layers:
             raise RefusalError(
                 f"--pkm-shards {self.pkm_shards} has no effect without a memory: "
@@ -252,95 +293,12 @@ class PKMConfig(FairseqDataclass):
                 f"--pkm-table-dtype {self.pkm_table_dtype} is for evaluation and --pkm-shards for "
                 "training: leave one of the two out"
             )
-        if self.pkm_sync_query_norm and self.pkm_query_norm != "batch":
-            raise RefusalError(
-                f"--pkm-sync-query-norm has no effect with --pkm-query-norm {self.pkm_query_norm}: "
-                "remove it or choose batch"
-            )
-        check_memory(**self.layer_options())
+        self.memory().check()
 
-    def layer_options(self):
-        """Returns what each ``ProductKeyMemory`` is built with, by the names of its arguments."""
-        return {
-            option.name[len("pkm_") :]: getattr(self, option.name)
-            for option in fields(self)
-            if option.name.startswith("pkm_") and option.name not in OF_MODEL
-        }
-
-
-def check_memory(
-    *,
-    subkeys,
-    heads,
-    topk,
-    key_dim,
-    value_dim,
-    query_dropout,
-    key_dropout,
-    value_dropout,
-    score,
-    weights,
-    heads_merge,
-    gate,
-    **unchecked,
-):
-    """Refuses sizes, probabilities and choices of which no memory can be made.
-
-    Takes any of the arguments of a ``ProductKeyMemory``.
-
-    Raises:
-        ValueError: naming the option and what to change.
-    """
-    sizes = {"subkeys": subkeys, "heads": heads, "topk": topk, "key_dim": key_dim}
-    if value_dim is not None:
-        sizes["value_dim"] = value_dim
-    for name, size in sizes.items():
-        if size < 1:
-            raise RefusalError(f"{name}={size} must be at least 1: raise {flag('pkm_' + name)}")
-        if size > LARGEST:
-            raise RefusalError(f"{name}={size} exceeds {LARGEST}: lower {flag('pkm_' + name)}")
-    if topk > subkeys:
-        raise RefusalError(
-            f"topk={topk} exceeds subkeys={subkeys}: lower --pkm-topk or raise --pkm-subkeys"
-        )
-    if key_dim % 2:
-        raise RefusalError(
-            f"key_dim={key_dim} is odd, and a key is made of two halves: make --pkm-key-dim even"
-        )
-    dropouts = {
-        "query_dropout": query_dropout,
-        "key_dropout": key_dropout,
-        "value_dropout": value_dropout,
-    }
-    for name, p in dropouts.items():
-        if not 0 <= p < 1:
-            raise RefusalError(f"{name}={p} is not in [0, 1): change {flag('pkm_' + name)}")
-    kept = count_kept(subkeys, key_dropout)
-    if kept < topk:
-        raise RefusalError(
-            f"key_dropout={key_dropout} keeps {kept} of subkeys={subkeys}, fewer than topk={topk}: "
-            "lower --pkm-key-dropout or --pkm-topk, or raise --pkm-subkeys"
-        )
-    if key_dropout and kept == subkeys:
-        raise RefusalError(
-            f"key_dropout={key_dropout} has no effect: it keeps all of subkeys={subkeys}; "
-            "raise --pkm-key-dropout or remove it"
-        )
-    choices = {
-        "score": (score, SCORES),
-        "weights": (weights, WEIGHTS),
-        "heads_merge": (heads_merge, HEADS_MERGES),
-        "gate": (gate, GATES),
-    }
-    for name, (choice, known) in choices.items():
-        names = [each.value for each in known]
-        if choice not in names:
-            raise RefusalError(
-                f"{name}={choice} is not {' or '.join(names)}: change {flag('pkm_' + name)}"
-            )
-    if heads_merge == "concat" and heads == 1:
-        raise RefusalError(
-            "--pkm-heads-merge concat has no effect with one head: remove it or raise --pkm-heads"
+    def memory(self):
+        """Returns the ``MemoryConfig`` of each of the model's memories."""
+        return MemoryConfig(
+            **{each.name: getattr(self, f"pkm_{each.name}") for each in fields(MemoryConfig)}
         )
 
 

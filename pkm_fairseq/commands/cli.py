@@ -29,44 +29,35 @@ COMMANDS = {
 
 def main(argv=None):
     """Runs the command that ``argv``, by default that of the process, names."""
-    argv = sys.argv[1:] if argv is None else [*map(str, argv)]
-    args = make_parser(argv[0] if argv else None).parse_args(argv)
-    run_cli(args.run, args)
+    args = parse_args(sys.argv[1:] if argv is None else [*map(str, argv)])
+    run_cli(find_command(args.command).run, args)
 
 
-def make_parser(chosen):
-    """Returns the parser; only the ``chosen`` command, whose module it loads, has arguments."""
+def find_command(name):
+    """Returns the module of a command."""
+    return import_module(f"pkm_fairseq.commands.{COMMANDS[name][0]}")
+
+
+def parse_args(argv):
+    """Returns the arguments of a command, checked; only the module of that command is loaded."""
     parser = ArgumentParser(
         prog="pkm-fairseq",
         description="Tools of pkm_fairseq, the product-key memory for fairseq's RoBERTa.",
         epilog="pkm-fairseq COMMAND --help tells more of each.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
-    for name, (module, summary) in COMMANDS.items():
-        if name != chosen:
-            commands.add_parser(name, help=summary)
-            continue
-        command = import_module(f"pkm_fairseq.commands.{module}")
-        parser_of_it = commands.add_parser(
-            name,
-            help=summary,
-            description=command.__doc__,
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(parser_of_it)
-        parser_of_it.set_defaults(run=_checked(command, parser_of_it))
-    return parser
-
-
-def _checked(command, parser):
-    """Returns the command's ``run``, after its own check of the arguments."""
-
-    def run(args):
-        if hasattr(command, "check_arguments"):
-            command.check_arguments(args, parser)
-        command.run(args)
-
-    return run
+    parsers = {
+        name: commands.add_parser(name, help=summary, formatter_class=RawDescriptionHelpFormatter)
+        for name, (_, summary) in COMMANDS.items()
+    }
+    if argv and argv[0] in COMMANDS:
+        command = find_command(argv[0])
+        parsers[argv[0]].description = command.__doc__
+        command.add_arguments(parsers[argv[0]])
+    args = parser.parse_args(argv)
+    if hasattr(command, "check_arguments"):
+        command.check_arguments(args, parsers[args.command])
+    return args
 
 
 def run_cli(work, args):

@@ -56,9 +56,7 @@ class PKMTransformerEncoder(TransformerEncoder):
         share = config.pkm_share_values and self._memories
         try:
             memory = self._memory_class(
-                input_dim,
-                values=self._memories[0].values if share else None,
-                **config.layer_options(),
+                input_dim, config.memory(), values=self._memories[0].values if share else None
             )
         except RuntimeError as error:  # torch's, for sizes it cannot make
             raise RefusalError(

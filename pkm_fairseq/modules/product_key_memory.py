@@ -4,10 +4,12 @@ T tokens, D input width, H heads, N sub-keys per half, M those of them that a tr
 half the width of a query, K slots read per head, V width of a value, R width of a read.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
-from pkm_fairseq.config import PKMConfig, check_memory, count_kept
+from pkm_fairseq.config import MemoryConfig, count_kept
 from pkm_fairseq.ops import product_key_search
 from pkm_fairseq.refusals import RefusalError
 
@@ -23,97 +25,54 @@ class ProductKeyMemory(nn.Module):
 
     Args:
         input_dim: width of the tokens that query the memory, and of what it returns.
-        subkeys: sub-keys per half; the memory has ``subkeys ** 2`` slots.
-        heads: queries per token.
-        topk: slots each head reads.
-        key_dim: width of a query and of a key, even.
-        value_dim: width of a value, None for ``input_dim``, or for an equal part of it with concat;
-            any other adds a projection.
-        query_norm: batch, layer or none.
-        sync_query_norm: whether batch takes the statistics of all workers' tokens together.
-        query_dropout: dropout probability on the normalised queries.
-        key_dropout: share of the sub-keys that a training pass leaves out.
-        score: dot or cosine, of queries and keys.
-        weights: softmax, relu or sigmoid, of the scores.
-        heads_merge: sum of what the heads read, or concat, their reads side by side and projected.
-        gate: none, silu or sigmoid, of the token, times what it read.
-        value_dropout: dropout probability on the weighted sum of values.
-        value_init: normal or zero.
-        grad: dense or sparse gradient of the values.
-        shards: over how many workers the columns of the values are split.
+        config: a ``MemoryConfig``, which tells what each option means.
         values: a ``ValueTable`` to share, None for one of its own.
+        options: options of the config by name, to change or, without a config, to give.
 
     Raises:
-        ValueError: if a size, probability or choice cannot be, naming the option to change, or if
+        RefusalError: if a size, probability or choice cannot be, naming the option to change, or if
             the shared values are of other sizes.
     """
 
-    def __init__(
-        self,
-        input_dim,
-        *,
-        subkeys=PKMConfig.pkm_subkeys,
-        heads=PKMConfig.pkm_heads,
-        topk=PKMConfig.pkm_topk,
-        key_dim=PKMConfig.pkm_key_dim,
-        value_dim=PKMConfig.pkm_value_dim,
-        query_norm=PKMConfig.pkm_query_norm,
-        sync_query_norm=PKMConfig.pkm_sync_query_norm,
-        query_dropout=PKMConfig.pkm_query_dropout,
-        key_dropout=PKMConfig.pkm_key_dropout,
-        score=PKMConfig.pkm_score,
-        weights=PKMConfig.pkm_weights,
-        heads_merge=PKMConfig.pkm_heads_merge,
-        gate=PKMConfig.pkm_gate,
-        value_dropout=PKMConfig.pkm_value_dropout,
-        value_init=PKMConfig.pkm_value_init,
-        grad=PKMConfig.pkm_grad,
-        shards=PKMConfig.pkm_shards,
-        values=None,
-    ):
+    def __init__(self, input_dim, config=None, *, values=None, **options):
         super().__init__()
-        check_memory(
-            subkeys=subkeys,
-            heads=heads,
-            topk=topk,
-            key_dim=key_dim,
-            value_dim=value_dim,
-            query_dropout=query_dropout,
-            key_dropout=key_dropout,
-            value_dropout=value_dropout,
-            score=score,
-            weights=weights,
-            heads_merge=heads_merge,
-            gate=gate,
-        )
-        self.concat = heads_merge == "concat"
-        if self.concat and value_dim is None and input_dim % heads:
+        config = replace(config or MemoryConfig(), **options)
+        config.check()
+        heads, subkeys, key_dim = config.heads, config.subkeys, config.key_dim
+        self.concat = config.heads_merge == "concat"
+        if self.concat and config.value_dim is None and input_dim % heads:
             raise RefusalError(
                 f"the width {input_dim} cannot be divided among heads={heads}: "
                 "give --pkm-value-dim, or change --pkm-heads or --pkm-heads-merge"
             )
-        value_dim = value_dim or (input_dim // heads if self.concat else input_dim)
+        value_dim = config.value_dim or (input_dim // heads if self.concat else input_dim)
         read_dim = heads * value_dim if self.concat else value_dim
-        slots_total = subkeys**2
-        if values is not None:
-            theirs = len(values.weight), values.value_dim
-            if theirs != (slots_total, value_dim):
-                raise RefusalError(
-                    f"the shared values are {theirs}, but this memory needs "
-                    f"{(slots_total, value_dim)}"
-                )
+        if values is None:
+            values = ValueTable(
+                subkeys**2, value_dim, config.value_init, config.grad, config.shards
+            )
+        elif (len(values.weight), values.value_dim) != (subkeys**2, value_dim):
+            raise RefusalError(
+                f"the shared values are {(len(values.weight), values.value_dim)}, but this memory "
+                f"needs {(subkeys**2, value_dim)}"
+            )
         self.heads = heads
         self.query = self.build_query(input_dim, heads * key_dim)
-        self.query_norm = build_query_norm(query_norm, heads, key_dim, sync_query_norm)
-        self.query_dropout = nn.Dropout(query_dropout)
+        self.query_norm = build_query_norm(
+            config.query_norm, heads, key_dim, config.sync_query_norm
+        )
+        self.query_dropout = nn.Dropout(config.query_dropout)
         self.subkeys = nn.Parameter(torch.empty(heads, 2, subkeys, key_dim // 2))  # (H, 2, N, Q)
         self.search = ProductKeySearch(
-            topk, key_dropout, weights, CosineScores(heads) if score == "cosine" else None
+            config.topk,
+            config.key_dropout,
+            config.weights,
+            CosineScores(heads) if config.score == "cosine" else None,
         )
-        self.values = values or ValueTable(slots_total, value_dim, value_init, grad, shards)
-        self.value_dropout = nn.Dropout(value_dropout)
-        self.gate = build_gate(gate, input_dim, read_dim)
-        project = self.concat or gate == "silu" or value_dim != input_dim
+        self.values = values
+        self.value_dropout = nn.Dropout(config.value_dropout)
+        self.gate = build_gate(config.gate, input_dim, read_dim)
+        project = self.concat or config.gate == "silu" or value_dim != input_dim
         self.output = nn.Linear(read_dim, input_dim, bias=False) if project else nn.Identity()
         self.reset_parameters()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pkm_fairseq.commands.cli import make_parser
+from pkm_fairseq.commands.cli import find_command, parse_args
 from tests.commands.forked import Forked, can_fork
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +67,8 @@ def call(*command):
 
     What it refuses comes out as the exception that it is.
     """
-    args = make_parser(command[0]).parse_args([*map(str, command)])
-    args.run(args)
+    args = parse_args([*map(str, command)])
+    find_command(args.command).run(args)
 
 
 def run_until(pattern, command, *args, **env):

@@ -93,6 +93,8 @@ def _run(command, args, cwd, env, output):
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [command, *args]
+    # What the command itself starts, it starts as ever.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:
         ENTRY_POINTS[command].load()()
     except Exception:

@@ -12,7 +12,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from pkm_fairseq.commands import predict as predicting
-from pkm_fairseq.commands.cli import make_parser
+from pkm_fairseq.commands.cli import parse_args
 from pkm_fairseq.models import PKMRobertaModel
 from tests.commands.commands import (
     MEMORY,
@@ -364,7 +364,7 @@ def test_predicting_with_int8_values_takes_a_memory(cola, glue, tmp_path):
     def load(checkpoint, dtype="int8"):
         options = {"task": "CoLA", "data": glue / "CoLA-bin", "checkpoint": checkpoint}
         options.update({"dest": tmp_path, "pkm-table-dtype": dtype, "cpu": None})
-        args = make_parser("predict").parse_args(["predict", *map(str, flags(options))])
+        args = parse_args(["predict", *map(str, flags(options))])
         return predicting.load(args)[0]
 
     model = load(folder / "checkpoint_best.pt")
