@@ -37,15 +37,15 @@ MEMORY = {
 OURS = {"arch": "pkm_roberta", "optimizer": "pkm_adam", **MODEL, **MEMORY}
 
 
-def start(command, *args, **env):
+def start(command, *args, cwd=ROOT, **env):
     """Starts a command of this environment and returns the process, its output merged."""
     args = [*map(str, args)]
     whole_env = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1", **env}
     if can_fork(command, env):
-        return Forked(command, args, ROOT, whole_env)
+        return Forked(command, args, cwd, whole_env)
     return subprocess.Popen(
         [BIN / command if (BIN / command).exists() else command, *args],
-        cwd=ROOT,
+        cwd=cwd,
         env=whole_env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,9 +54,9 @@ def start(command, *args, **env):
     )
 
 
-def run(command, *args, fails=False, **env):
+def run(command, *args, fails=False, **options):
     """Runs a command to its end and returns what it printed."""
-    process = start(command, *args, **env)
+    process = start(command, *args, **options)
     output, _ = process.communicate(timeout=TIMEOUT)
     assert (process.returncode != 0) == fails, output
     return output

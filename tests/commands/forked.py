@@ -22,7 +22,7 @@ PRELOADED = [
     *("sklearn.metrics", "torch.utils.tensorboard"),
 ]
 # What some of these read while they are imported.
-READ_AT_IMPORT = {"TRITON_INTERPRET", "NUMBA_DISABLE_JIT", "PYTHONPATH"}
+READ_AT_IMPORT = {"TRITON_INTERPRET", "NUMBA_DISABLE_JIT"}
 
 
 def _entry_points():
@@ -93,6 +93,7 @@ def _run(command, args, cwd, env, output):
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [command, *args]
+    sys.path[:0] = env.get("PYTHONPATH", "").split(os.pathsep)
     # What the command itself starts, it starts as ever.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:

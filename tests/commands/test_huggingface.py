@@ -345,7 +345,7 @@ def exports(data, text, tmp_path_factory):
     for name, (options, heads) in EXPORTS.items():
         models[name] = make_checkpoint(options, heads, data, folder / f"{name}.pt")
         call(
-            *("export_model", folder / f"{name}.pt", "--dest", folder / name),
+            *("export", folder / f"{name}.pt", "--dest", folder / name),
             *("--data", labels if "answer" in heads else data),
         )
     torch.manual_seed(1)
@@ -451,7 +451,7 @@ def test_labels_are_named_as_in_the_data(exports):
 def test_what_transformers_lacks_is_refused(options, reason, data, tmp_path):
     make_checkpoint(options, {}, data, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=re.escape(reason)):
-        call(*("export_model", tmp_path / "model.pt", "--data", data, "--dest", tmp_path / "new"))
+        call(*("export", tmp_path / "model.pt", "--data", data, "--dest", tmp_path / "new"))
     assert not list(tmp_path.glob("new*"))
 
 
