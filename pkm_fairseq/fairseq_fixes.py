@@ -81,7 +81,7 @@ def bpe_options(task):
 
 
 def start_averages_from_any_checkpoint(stock, trainer, *args, **options):
-    """Does what ``Trainer.load_checkpoint`` does; an average that is not there starts as the model.
+    """Same as ``Trainer.load_checkpoint``; an average that is not there starts as the model.
 
     With --store-ema and a checkpoint that was trained without: so fairseq means it, but has deleted
     the weights by then; until it keeps them.
@@ -100,7 +100,7 @@ def start_averages_from_any_checkpoint(stock, trainer, *args, **options):
 
 
 def survive_overflows_without_gpu(stock, trainer, *args, **options):
-    """Does what ``Trainer.train_step`` does, on the CPU when gradients overflow, too.
+    """Same as ``Trainer.train_step``, on the CPU when gradients overflow, too.
 
     With --fp16, where fairseq puts a norm on a GPU that is not there; until it asks the trainer for
     its device.
@@ -112,7 +112,7 @@ def survive_overflows_without_gpu(stock, trainer, *args, **options):
 
 
 def name_a_file_without_average(stock, path):
-    """Does what ``load_ema_from_checkpoint`` does.
+    """Same as ``load_ema_from_checkpoint``.
 
     With --ema-seed-model and a checkpoint that was trained without --store-ema, fairseq fails
     before its own check; until that comes first.

@@ -1,4 +1,4 @@
-"""Checkpoints as files of a model alone, without its training."""
+"""Checkpoints as files of a model without its training."""
 
 from types import SimpleNamespace
 

@@ -82,7 +82,7 @@ def read_checkpoint(file, **options):
 
 
 def read_training(file, **options):
-    """Does what ``read_checkpoint`` does, for fairseq, which goes by the state of the training.
+    """Same as ``read_checkpoint``, for fairseq, which goes by the state of the training.
 
     Raises:
         RefusalError: as there, or if it has none.

@@ -199,7 +199,7 @@ def encode(text, to_pieces, encoded):
 
 
 def binarize(encoded, dictionary, dest, workers):
-    """Does what fairseq-preprocess does, of whose log it prints the share of unknown pieces."""
+    """Same as fairseq-preprocess, of whose log it prints the share of unknown pieces."""
     command = [
         "--only-source",
         *("--trainpref", encoded["train"], "--validpref", encoded["valid"]),

@@ -39,7 +39,7 @@ class PKMSentencePredictionCriterion(SentencePredictionCriterion):
         self.usage_config = cfg
 
     def forward(self, model, sample, reduce=True):
-        """Does what fairseq's criterion does; the task records what is predicted in validation.
+        """Same as in fairseq's criterion; the task records what is predicted in validation.
 
         Raises:
             ValueError: if the rows have no labels.

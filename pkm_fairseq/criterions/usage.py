@@ -75,5 +75,5 @@ def check_usage(cfg, task, name):
     if metric.startswith("pkm_") and metric.endswith(NOT_AT_EVERY_VALIDATION):
         raise RefusalError(
             f"--best-checkpoint-metric {metric} is not there at every validation: choose "
-            "a figure of the validation set alone, such as pkm_top1_usage"
+            "a figure of only the validation set, such as pkm_top1_usage"
         )

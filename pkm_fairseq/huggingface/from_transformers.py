@@ -23,7 +23,7 @@ MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "pkm_roberta")
 # What fairseq's RoBERTa is; transformers takes the same where a folder does not say.
 REQUIRED = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 DEFAULT_EPS = 1e-12  # of transformers
-# Of transformers alone: neither is used where the output is a word or a class.
+# Only in transformers: neither is used where the output is a word or a class.
 IGNORED = ("roberta.embeddings.position_ids", "roberta.pooler.", "lm_head.decoder.bias")
 TYPES = "roberta.embeddings.token_type_embeddings.weight"
 POSITIONS = "roberta.embeddings.position_embeddings.weight"
@@ -168,7 +168,7 @@ class FastTokenizer:
 
 
 class NoEncoder:
-    """That of a folder that was exported without one, its dictionary alone."""
+    """That of a folder that was exported without one, only its dictionary."""
 
     def write(self, symbols, dest):
         """Says that there is nothing to write."""

@@ -142,7 +142,7 @@ class ProductKeyMemory(nn.Module):
         self.search = ProductKeySearch(config)
         if values is None:
             self.values = values = nn.EmbeddingBag(config.pkm_subkeys**2, value_dim, mode="sum")
-        # In a tuple, so that a shared table is a part of its first memory alone.
+        # In a tuple, so that a shared table is a part of only its first memory.
         self.table = (values,)
         gate = config.pkm_gate
         self.gate = None if gate == "none" else Gate(gate, width, self.read_dim)

@@ -227,7 +227,7 @@ def write_tokenizer(args, dictionary, dest, separators, max_positions):
             "auto_map": {"AutoTokenizer": ["tokenization_pkm_roberta.FairseqTokenizer", None]},
         }
     elif files["bpe"] == "tokenizer_json":
-        # The library is needed for this encoder alone.
+        # The library is needed only for this encoder.
         from .fast_tokenizer import write_renumbered
 
         source = Path(files["tokenizer_json"])

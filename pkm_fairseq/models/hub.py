@@ -108,7 +108,7 @@ class MissingBPE:
 
 
 def load_interface(model_class, folder, checkpoint_file, data, bpe, overrides):
-    """Does what ``PKMRobertaModel.from_pretrained`` says, for it or a subclass."""
+    """Same as ``PKMRobertaModel.from_pretrained``, for it or a subclass."""
     folder = Path(folder)
     data = folder / data if str(data).startswith(".") else Path(data)
     path = folder / checkpoint_file

@@ -24,10 +24,10 @@ def install():
 
 
 def load_model_ensemble_and_task(stock, filenames, arg_overrides=None, *args, **options):
-    """Does what fairseq does; options of a memory reach the model, wherever they are written.
+    """Same as fairseq's; options of a memory reach the model, wherever they are written.
 
     Raises:
-        RefusalError: if it is no RoBERTa, which alone can have a memory.
+        RefusalError: if it is no RoBERTa, and only a RoBERTa can have a memory.
     """
     memory, arch, others = _split(arg_overrides or {})
     if not memory or args or options.get("state") is not None or len(filenames) != 1:

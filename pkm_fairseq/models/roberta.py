@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.distributed import fsdp_wrap
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import (
@@ -18,7 +17,6 @@ from fairseq.models.roberta.model import (
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.utils import safe_getattr, safe_hasattr
 from omegaconf import OmegaConf
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoints.conversion import check_state_dict, fit_checkpoint, memory_options
@@ -31,6 +29,7 @@ from pkm_fairseq.refusals import RefusalError
 
 from .hub import load_interface
 from .option_names import check_names
+from .unsupported import check_pruned, check_unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +212,7 @@ class PKMRobertaModel(RobertaModel):
         self.load_state_dict(state)
 
     def train_slots(self, slots):
-        """Lets of the values some alone be trained; see ``ValueTable.train_rows``.
+        """Trains only some of the values; see ``ValueTable.train_rows``.
 
         Args:
             slots: a dict from the layers of each table, as ``tables`` gives them, to slots, (R,),
@@ -231,7 +230,7 @@ class PKMRobertaModel(RobertaModel):
         """Lets nothing but values, those that are trained anyway, and one head be trained.
 
         What is frozen stays as it is to the bit, the statistics of query batch norm included, which
-        then normalises as in evaluation. Dropout goes on.
+        then normalises as in evaluation. Dropout continues.
 
         Args:
             head: name of the classification head, None for none.
@@ -259,7 +258,7 @@ class PKMRobertaModel(RobertaModel):
         self._frozen = True
 
     def register_classification_head(self, name, num_classes=None, inner_dim=None, **options):
-        """Does what fairseq's method does, on the model's device: a checkpoint may bring heads."""
+        """Same as in fairseq's method, on the model's device: a checkpoint may bring heads."""
         super().register_classification_head(name, num_classes, inner_dim, **options)
         head = self.classification_heads[name].to(self.encoder.sentence_encoder.embed_tokens.weight)
         head.requires_grad_(not self._frozen)
@@ -291,22 +290,22 @@ class PKMRobertaModel(RobertaModel):
         """Keeps the batches of the block, which count for nothing, out of the query statistics."""
         norms = [memory.query_norm for memory in self.memories().values()]
         for norm in norms:
-            norm.counted = False
+            norm.update_stats = False
         try:
             yield
         finally:
             for norm in norms:
-                norm.counted = True
+                norm.update_stats = True
 
     def forward(self, *args, **options):
-        """Does what fairseq's RoBERTa does, unless it is trained by an optimizer that cannot.
+        """Same as in fairseq's RoBERTa, unless it is trained by an optimizer that cannot.
 
         Raises:
             ValueError: if values have sparse gradients that nobody takes, or cannot be trained.
         """
         if self.training and torch.is_grad_enabled():
             self._refuse_compact_tables()
-            _refuse_if_not_pruned(self)
+            check_pruned(self)
             for values in self._shared_by_optimizer.values():
                 if values.requires_grad and not hasattr(values, "taken_by_lazy_adam"):
                     sparse = is_sparse(values)
@@ -406,89 +405,6 @@ class PKMRobertaEncoder(RobertaEncoder):
         )
         encoder.apply(init_bert_params)
         return encoder
-
-
-def check_unsupported(args, config):
-    """Refuses RoBERTa's options that fail, would lose the memory or need the FFN it replaced."""
-    if safe_getattr(args, "quant_noise_scalar", 0):
-        raise RefusalError(
-            "--quant-noise-scalar fails on every RoBERTa: fairseq's scalar noise knows no learned "
-            "positions; leave it out or use --quant-noise-pq"
-        )
-    _refuse_what_fairseq_cannot(args)
-    if not config.pkm_layers:
-        return
-    if safe_getattr(args, "encoder_layers_to_keep"):
-        raise RefusalError(
-            "--encoder-layers-to-keep renumbers the layers that --pkm-layers names: "
-            "prune the model before giving it a memory, or leave one of the two out"
-        )
-    if safe_getattr(args, "ffn_blocks_to_remove", -1) != -1:
-        raise RefusalError(
-            "--ffn-blocks-to-remove rebuilds the feed-forward networks that memories are attached "
-            "to: prune the model before giving it a memory, or leave out --pkm-layers"
-        )
-    probe = nn.Linear(1, 1)
-    if fsdp_wrap(probe, min_num_params=0) is not probe:
-        raise RefusalError(
-            "--ddp-backend fully_sharded flattens parameters, in which a memory is neither found "
-            "nor started from a dense checkpoint: choose legacy_ddp or pytorch_ddp"
-        )
-    waiting = {
-        "--pkm-sync-query-norm": config.pkm_sync_query_norm,
-        "--pkm-shards": config.pkm_shards > 1,
-    }
-    for option, waits in waiting.items():
-        if waits and safe_getattr(args, "encoder_layerdrop", 0):
-            raise RefusalError(
-                "--encoder-layerdrop drops other layers on each worker, and they would wait for "
-                f"each other in {option}: leave one of the two out"
-            )
-    if config.pkm_mode == "replace" and safe_getattr(args, "ffn_reg_scale_factor", 0):
-        raise RefusalError(
-            "--ffn-reg-scale-factor needs a feed-forward network in every layer: "
-            "leave it out or choose --pkm-mode residual"
-        )
-
-
-def _refuse_what_fairseq_cannot(args):
-    """Refuses options with which every RoBERTa fails, or which it ignores."""
-    if safe_getattr(args, "adaptive_input", False):
-        raise RefusalError("adaptive_input changes nothing in a RoBERTa: leave it out")
-    if not safe_getattr(args, "quant_noise_pq", 0):
-        return
-    if safe_getattr(args, "spectral_norm_classification_head", False):
-        raise RefusalError(
-            "--spectral-norm-classification-head does not go with --quant-noise-pq: leave one out"
-        )
-    block = args.quant_noise_pq_block_size
-    for option in ("encoder_embed_dim", "encoder_ffn_embed_dim"):
-        if getattr(args, option) % block:
-            raise RefusalError(
-                f"--quant-noise-pq-block-size {block} does not divide {flag(option)} "
-                f"{getattr(args, option)}: choose one that does"
-            )
-
-
-def _refuse_if_not_pruned(model):
-    """Refuses to train a whole model that options say is a part: its checkpoint would not open."""
-    args = model.args
-    layer = model.encoder.sentence_encoder.layers[0]
-    heads, blocks = (
-        safe_getattr(args, option, -1) for option in ("mha_heads_to_keep", "ffn_blocks_to_remove")
-    )
-    pruned = {
-        "--mha-heads-to-keep": heads == -1
-        or layer.self_attn.q_proj.out_features == heads * layer.self_attn.head_dim,
-        "--ffn-blocks-to-remove": blocks == -1
-        or layer.fc1.out_features == args.encoder_ffn_embed_dim - blocks,
-    }
-    for option, is_pruned in pruned.items():
-        if not is_pruned:
-            raise RefusalError(
-                f"{option} is for going on from a checkpoint that was pruned so: name it with "
-                f"--finetune-from-model, or leave {option} out"
-            )
 
 
 @contextmanager

@@ -52,14 +52,14 @@ class PKMTransformerEncoderLayer(SlowPathTransformerEncoderLayer):
     # How many tokens a memory reads depends on the data, at which torch.compile stumbles.
     @not_compiled
     def forward(self, x, encoder_padding_mask, attn_mask=None):
-        """Does what fairseq's layer does; shapes as there: ``x`` is (seq_len, batch, embed_dim)."""
+        """Same as in fairseq's layer; shapes as there: ``x`` is (seq_len, batch, embed_dim)."""
         # (batch, seq_len) -> (seq_len, batch)
         padding_mask = None if encoder_padding_mask is None else encoder_padding_mask.t()
         layer = WithFeedForward(self, lambda tokens: self.feed_forward(tokens, padding_mask))
         return TransformerEncoderLayerBase.forward(layer, x, encoder_padding_mask, attn_mask)
 
     def feed_forward(self, x, padding_mask):
-        """Computes FFN(x) + PKM(x), or PKM(x) alone; ``padding_mask`` is (seq_len, batch)."""
+        """Computes FFN(x) + PKM(x), or only PKM(x); ``padding_mask`` is (seq_len, batch)."""
         if self.replace:
             return self.pkm(x, padding_mask)
         return self.ffn(x) + self.pkm(x, padding_mask)

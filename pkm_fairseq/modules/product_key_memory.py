@@ -227,7 +227,7 @@ class ProductKeySearch(nn.Module):
         return slots, weights  # (T, H, K) each
 
     def _search_kept(self, query, subkeys, k, softmax):
-        """Does what ``product_key_search`` does, among sub-keys drawn for this pass."""
+        """Same as ``product_key_search``, among sub-keys drawn for this pass."""
         n = subkeys.shape[2]
         m = count_kept(n, self.key_dropout)
         kept = torch.rand(subkeys.shape[:3], device=subkeys.device).topk(m).indices  # (H, 2, M)

@@ -34,7 +34,7 @@ class QueryBatchNorm(nn.Module):
     def __init__(self, heads, query_dim, *, eps=1e-5, momentum=0.1, sync=False):
         super().__init__()
         self.sync = sync
-        self.counted = True  # False while a batch runs that is to enter no statistics
+        self.update_stats = True  # False while a batch runs that is to enter no statistics
         self.frozen = False
         self.eps = eps
         self.momentum = momentum
@@ -63,12 +63,12 @@ class QueryBatchNorm(nn.Module):
     @contextmanager
     def by_own_batch(self):
         """Has evaluation normalise each batch by its own statistics inside the block."""
-        before = self.training, self.sync, self.counted
-        self.training, self.sync, self.counted = True, False, False
+        before = self.training, self.sync, self.update_stats
+        self.training, self.sync, self.update_stats = True, False, False
         try:
             yield
         finally:
-            self.training, self.sync, self.counted = before
+            self.training, self.sync, self.update_stats = before
 
     def train(self, mode=True):
         return super().train(mode and not self.frozen)
@@ -102,7 +102,7 @@ class QueryBatchNorm(nn.Module):
 
     def _counts(self):
         """Returns whether a batch enters the running statistics."""
-        return torch.is_grad_enabled() and self.counted
+        return torch.is_grad_enabled() and self.update_stats
 
     def fold(self, tokens, weight, bias):
         """Returns the weight and bias of a linear layer that does what another and this norm do.
@@ -134,7 +134,7 @@ class QueryBatchNorm(nn.Module):
 
     def _normalise_together(self, x):
         """Normalises ``x``, (T, H * Q), by the statistics of all workers' tokens."""
-        own = x if self.counted else x[:0]
+        own = x if self.update_stats else x[:0]
         sums = SumOverWorkers.apply(torch.cat([own.sum(0), x.new_tensor([len(own)])]))
         tokens = sums[-1].detach()
         mean = sums[:-1] / tokens.clamp(min=1)  # (H * Q,)
@@ -181,7 +181,7 @@ class SumOverWorkers(torch.autograd.Function):
 def build_query_norm(kind, heads, query_dim, sync):
     """Builds the query norm of ``kind`` batch, layer or none, for queries (T, H, Q).
 
-    Layer normalises each head's query by itself. ``sync`` is for batch alone.
+    Layer normalises each head's query by itself. ``sync`` is only for batch.
     """
     if kind == "batch":
         return QueryBatchNorm(heads, query_dim, sync=sync)

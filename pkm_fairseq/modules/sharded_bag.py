@@ -11,7 +11,7 @@ from pkm_fairseq.distributed import gather_counts, gather_rows
 
 
 def sharded_bag(bag, slots, weights, shard):
-    """Does what ``weighted_bag`` does, with each worker's columns for the tokens of all.
+    """Same as ``weighted_bag``, with each worker's columns for the tokens of all.
 
     Slots and weights go to all workers of the group, and columns of the sums come back; in the
     backward pass, columns of the gradient go out, and parts of the weights' gradients come back.

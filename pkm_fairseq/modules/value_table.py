@@ -96,11 +96,11 @@ class ValueTable(nn.Module):
         return weighted_bag(self.weight, slots, weights, make_gradient, self.rows)
 
     def train_rows(self, slots):
-        """Lets some rows alone be trained; all others stay as they are to the bit.
+        """Trains only some rows; all others stay as they are to the bit.
 
         The parameter ``rows`` is trained in the place of ``weight``, so an optimizer knows of no
         others: neither its moments, nor clipping, nor weight decay. ``weight`` takes them over at
-        each forward pass and whenever it is saved, under its own name alone, as a whole.
+        each forward pass and whenever it is saved, only under its own name, as a whole.
 
         Args:
             slots: which rows, (R,), int64, ascending.
@@ -117,7 +117,7 @@ class ValueTable(nn.Module):
 
     @property
     def trained(self):
-        """The parameter that is trained: ``weight``, or ``rows`` where they alone are."""
+        """The parameter that is trained: ``weight``, or ``rows`` where only they are."""
         return self.weight if self.rows is None else self.rows
 
     def _merge(self):

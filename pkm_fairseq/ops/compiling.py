@@ -7,7 +7,7 @@ import torch
 
 
 def not_compiled(function):
-    """Does what ``torch.compiler.disable`` does, without loading torch's compiler: that takes
+    """Same as ``torch.compiler.disable``, without loading torch's compiler: that takes
     seconds, which a command that compiles nothing would wait for in vain.
     """
     as_it_is = None

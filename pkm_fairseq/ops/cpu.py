@@ -39,9 +39,9 @@ def use_cpu_kernels(tensor):
 def compiled(*signature, **options):
     """Decorates a kernel: compiled at its first call and kept on disk for the next process.
 
-    With a signature it is compiled at once, for that signature alone. A kernel may call only
-    functions of its own file: numba looks at that file alone to tell whether what it kept is out
-    of date. One that runs in parallel is called from Python alone, from any thread.
+    With a signature it is compiled at once, only for that signature. A kernel may call only
+    functions of its own file: numba looks only at that file to tell whether what it kept is out
+    of date. One that runs in parallel is called only from Python, from any thread.
     """
     from numba import njit, threading_layer
 

@@ -1,4 +1,4 @@
-"""AdamW for dense gradients, and for sparse ones on the touched rows alone."""
+"""AdamW for dense gradients, and for sparse ones only on the touched rows."""
 
 import torch
 from torch.optim.adamw import adamw

@@ -199,7 +199,7 @@ def in_order(classes):
 def check_classes(task, path):
     """Refuses what is no choice, and the metric of a class that is not there."""
     if len(task.classes) < 2:
-        raise ValueError(f"{path} has one class alone, {task.classes[0]}: take another --label")
+        raise ValueError(f"{path} has only one class, {task.classes[0]}: take another --label")
     if task.metric in POSITIVE_METRICS and "1" not in task.classes:
         raise ValueError(
             f"--metric {task.metric} is that of the class 1, but there are "

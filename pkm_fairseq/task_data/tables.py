@@ -70,7 +70,7 @@ def read_quoted(path, wanted, separator):
 def read_unquoted(path, wanted, separator="\t", columns=()):
     """Reads text in which a quote is a quote, as GLUE's files are.
 
-    Lines end at line feeds alone: sentences of GLUE have carriage returns.
+    Only line feeds end lines: sentences of GLUE have carriage returns.
 
     Args:
         path: the file.

@@ -66,7 +66,7 @@ def check_training(cfg):
         ValueError: naming what to change.
     """
     common, distributed = cfg.common, cfg.distributed_training
-    # Without its library fairseq warns and goes on, or fails without naming the option.
+    # Without its library fairseq warns and continues, or fails without naming the option.
     libraries = {
         "--aim-repo": ("aim", common.aim_repo),
         "--azureml-logging": ("azureml", common.azureml_logging),
@@ -94,7 +94,7 @@ def check_training(cfg):
     if cfg.checkpoint.write_checkpoints_asynchronously:
         raise RefusalError(
             "--write-checkpoints-asynchronously writes no checkpoint_last.pt, from which a "
-            "training goes on: remove it"
+            "training continues: remove it"
         )
     if common.cpu or not torch.cuda.is_available():
         _check_without_gpu(common, distributed)

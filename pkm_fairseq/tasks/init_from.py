@@ -1,11 +1,13 @@
 """What all tasks share: starting from a checkpoint without memory."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask
+from omegaconf import II
 
 from pkm_fairseq.refusals import RefusalError
 
@@ -18,9 +20,11 @@ class InitFromConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": "checkpoint of a RoBERTa without memory to start from; a run that is resumed "
-            "goes on from its own checkpoint, but this one must still be there"
+            "does not read it again"
         },
     )
+    save_dir: str = II("checkpoint.save_dir")
+    restore_file: str = II("checkpoint.restore_file")
 
 
 class InitFromTask(FairseqTask):
@@ -38,10 +42,15 @@ class InitFromTask(FairseqTask):
         if hasattr(model_class, "check_training") and not from_checkpoint:
             model_class.check_training(cfg, self)
         model = super().build_model(cfg, from_checkpoint)
-        if self.cfg.pkm_init_from and not from_checkpoint:
+        if self.cfg.pkm_init_from and not from_checkpoint and not self._resumes():
             if not hasattr(model, "init_from"):
                 raise RefusalError(
                     "--pkm-init-from needs a model of pkm_fairseq: --arch pkm_roberta"
                 )
             model.init_from(self.cfg.pkm_init_from)
         return model
+
+    def _resumes(self):
+        """Tells whether fairseq will load a checkpoint of the training itself."""
+        last = "checkpoint_last.pt"  # fairseq's default, the one that need not exist
+        return self.cfg.restore_file != last or Path(self.cfg.save_dir, last).exists()

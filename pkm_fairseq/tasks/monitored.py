@@ -40,7 +40,7 @@ class MonitoredTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg, **options):
-        """Does what fairseq's task does, which is to read dictionaries.
+        """Reads the dictionaries, as fairseq's task.
 
         Raises:
             ValueError: if one cannot be read, naming where it is.
@@ -50,7 +50,7 @@ class MonitoredTask(FairseqTask):
         return super().setup_task(cfg, **options)
 
     def load_dataset(self, split, epoch=1, combine=False, **options):
-        """Does what fairseq's task does, once the files were checked.
+        """Same as in fairseq's task, once the files were checked.
 
         Raises:
             ValueError: if they are cut off or not of this dictionary.
@@ -78,7 +78,7 @@ class MonitoredTask(FairseqTask):
         return criterion
 
     def get_batch_iterator(self, dataset, **options):
-        """Does what fairseq's task does, which is where a validation set begins.
+        """Same as in fairseq's task; here a validation set begins.
 
         If figures are asked for, the batches of a validation set are not made multiples of
         ``--required-batch-size-multiple``: some builds of fairseq leave out the rows that fill no
@@ -125,7 +125,7 @@ class MonitoredTask(FairseqTask):
             model.average_query_statistics()
 
     def valid_step(self, sample, model, criterion):
-        """Does what fairseq's task does, for figures of worth more than once."""
+        """Same as in fairseq's task, for figures of worth more than once."""
         self._figures = None
         again = partial(super().valid_step, sample, model, criterion)
         if self._usage is None:
@@ -167,7 +167,7 @@ class MonitoredTask(FairseqTask):
             metrics.log_derived(name, lambda meters, name=name: self.figures()[name])
 
     def post_validate(self, model, stats, agg):
-        """Ends the set, which fairseq does in training alone, and draws its usage."""
+        """Ends the set, which fairseq does only in training, and draws its usage."""
         not_finite = [name for name, value in stats.items() if not math.isfinite(value)]
         if not_finite:
             logger.warning(

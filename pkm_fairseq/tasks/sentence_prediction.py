@@ -77,7 +77,7 @@ class PKMSentencePredictionTask(
 
     @classmethod
     def setup_task(cls, cfg, **options):
-        """Does what fairseq's task does, which is to read dictionaries.
+        """Reads the dictionaries, as fairseq's task.
 
         Raises:
             ValueError: if there are several folders of data, or a dictionary cannot be read.

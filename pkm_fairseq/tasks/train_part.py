@@ -23,7 +23,7 @@ class TrainPartConfig(FairseqDataclass):
     pkm_train_slots: Optional[str] = field(
         default=None,
         metadata={
-            "help": "list of slots, made by pkm-fairseq slots: of the values these alone "
+            "help": "list of slots, made by pkm-fairseq slots: of the values only these "
             "are trained, and all others stay as they are to the bit"
         },
     )
@@ -76,7 +76,7 @@ class TrainPartTask(FairseqTask):
             model.freeze_rest(getattr(self.cfg, "classification_head_name", None))
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        """Does what fairseq's task does, once it is clear that the optimizer is of the same part.
+        """Same as in fairseq's task, once it is clear that the optimizer is of the same part.
 
         Raises:
             ValueError: if a run is resumed with another one.

@@ -49,7 +49,7 @@ def load_dictionary(path):
 
 
 def load_encoder(args):
-    """Does what ``make_encoder`` does.
+    """Same as ``make_encoder``.
 
     Raises:
         ValueError: if the encoder's files cannot be read.

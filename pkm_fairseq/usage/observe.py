@@ -17,7 +17,7 @@ def memories_of(model):
 
 @contextmanager
 def observe_reads(memories):
-    """Keeps what memories read inside the block; in evaluation, in this thread alone.
+    """Keeps what memories read inside the block; in evaluation, only in this thread.
 
     Args:
         memories: a dict from layer to ``ProductKeyMemory``.

@@ -261,7 +261,7 @@ def test_predictions_have_class_names_probabilities_and_the_places_of_their_rows
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([("a", "x"), ("b", "x")], {}, "train.csv has one class alone, x: take another --label"),
+        ([("a", "x"), ("b", "x")], {}, "train.csv has only one class, x: take another --label"),
         ([("a", "2"), ("b", "2.0")], {"kind": "regression"}, "all scores of .*train.csv are 2"),
         ([("a", "x"), ("b", "y")], {"label": "none"}, "no column 'none', only text, mood"),
         ([("a", "x"), ("b", "y")], {"sentences": ["mood", "b"]}, "no column 'b', only text, mood"),

@@ -125,11 +125,12 @@ def test_a_run_started_from_a_dense_model_resumes_with_its_own_memory(dense, dat
     options = {
         **STILL,
         "task": "pkm_masked_lm",
-        "pkm-init-from": folder / "checkpoint_last.pt",
+        "pkm-init-from": shutil.copy(folder / "checkpoint_last.pt", tmp_path / "dense.pt"),
         "lr": 0.01,
         "save-interval-updates": 2,
     }
     run("fairseq-train", *pretraining(data, tmp_path, updates=2, **options))
+    (tmp_path / "dense.pt").unlink()  # it is not read again
     before = load_model_state(tmp_path / "checkpoint_last.pt")
     run("fairseq-train", *pretraining(data, tmp_path, updates=4, **options))
     whole = load_model_state(tmp_path / "checkpoint_1_2.pt")

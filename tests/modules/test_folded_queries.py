@@ -71,10 +71,10 @@ def test_what_is_not_to_be_counted_leaves_the_statistics_alone():
     before = memory.query_norm.running_mean.clone()
     with torch.no_grad():
         memory(x)
-    memory.query_norm.counted = False
+    memory.query_norm.update_stats = False
     memory(x)
     assert torch.equal(memory.query_norm.running_mean, before)
-    memory.query_norm.counted = True
+    memory.query_norm.update_stats = True
     memory(x)
     assert not torch.isclose(memory.query_norm.running_mean, before).any()
 

@@ -21,7 +21,7 @@ MOST_GPU_SLOTS = 48
 
 
 class SlotSearch(torch.autograd.Function):
-    """Does what ``product_key_search`` does; its backward pass knows only the selected slots."""
+    """Same as ``product_key_search``; its backward pass knows only the selected slots."""
 
     @staticmethod
     def forward(ctx, query, subkeys, k, softmax):
@@ -54,7 +54,7 @@ class SlotSearch(torch.autograd.Function):
 
 
 def search_in_pieces(query, subkeys, k, softmax):
-    """Does what ``product_key_search`` does, a piece of the tokens after the other."""
+    """Same as ``product_key_search``, a piece of the tokens after the other."""
     heads = len(subkeys)
     step = max(1, PIECE // subkeys[..., 0].numel())
     keys = subkeys.flatten(0, 1).transpose(1, 2)  # (H * 2, Q, N)

@@ -11,7 +11,7 @@ from ..cpu import compiled, follow_torch_threads
 
 
 def kernel_search_gradients(query, subkeys, slots, grad_scores):
-    """Does what ``eager_search_gradients`` does, in float32."""
+    """Same as ``eager_search_gradients``, in float32."""
     follow_torch_threads()
     query, subkeys = query.detach().contiguous(), subkeys.detach().contiguous()
     grad_query, grad_subkeys = torch.empty_like(query), torch.empty_like(subkeys)

@@ -23,7 +23,7 @@ GROUP = 8
 
 
 class KernelTopk(torch.autograd.Function):
-    """Does what ``product_key_topk`` does, for scores of up to 32 bits."""
+    """Same as ``product_key_topk``, for scores of up to 32 bits."""
 
     @staticmethod
     def forward(ctx, scores1, scores2, k):

@@ -21,7 +21,7 @@ def candidate_pairs(k, device):
 
 
 def eager_product_key_topk(scores1, scores2, k):
-    """Does what ``product_key_topk`` does, from the best ``k`` sub-keys of each half."""
+    """Same as ``product_key_topk``, from the best ``k`` sub-keys of each half."""
     # The choice of slots has no gradient; their scores are looked up again below, which spares the
     # backward pass all the candidates that were not selected.
     with torch.no_grad():

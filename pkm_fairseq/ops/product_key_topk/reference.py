@@ -2,6 +2,6 @@
 
 
 def reference_product_key_topk(scores1, scores2, k):
-    """Does what ``product_key_topk`` does, in time and memory that grow with the slots."""
+    """Same as ``product_key_topk``, in time and memory that grow with the slots."""
     scores = (scores1.unsqueeze(-1) + scores2.unsqueeze(-2)).flatten(-2)  # (..., N * N)
     return scores.topk(k)

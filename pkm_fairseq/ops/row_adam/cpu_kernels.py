@@ -10,7 +10,7 @@ from ..cpu import compiled, follow_torch_threads
 
 
 def kernel_row_adam_(values, rows, row_grads, state, step, lr, betas, eps, weight_decay, scale):
-    """Does what ``row_adam_`` does, for float32 tables."""
+    """Same as ``row_adam_``, for float32 tables."""
     follow_torch_threads()
     scalars = np.array(
         [betas[0], betas[1], lr, eps, 1 - lr * weight_decay, 1 / float(scale)], np.float64

@@ -10,7 +10,7 @@ PIECE = 2**22
 
 
 def eager_row_adam_(values, rows, row_grads, state, step, lr, betas, eps, weight_decay, scale):
-    """Does what ``row_adam_`` does."""
+    """Same as ``row_adam_``."""
     size = max(1, PIECE // values.shape[1])
     for piece, grads in zip(rows.split(size), row_grads.split(size)):
         missed = step - state["row_step"][piece]  # (R,)

@@ -15,7 +15,7 @@ MOST_COLUMNS = 1024
 
 
 def kernel_row_adam_(values, rows, row_grads, state, step, lr, betas, eps, weight_decay, scale):
-    """Does what ``row_adam_`` does."""
+    """Same as ``row_adam_``."""
     dim = values.shape[1]
     if not rows.numel() or not dim:
         return

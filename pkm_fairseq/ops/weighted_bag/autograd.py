@@ -18,7 +18,7 @@ WIDE = 512
 
 
 class WeightedBag(torch.autograd.Function):
-    """Does what ``weighted_bag`` does."""
+    """Same as ``weighted_bag``."""
 
     @staticmethod
     def forward(ctx, values, slots, weights, gradient, rows=None):
@@ -57,7 +57,7 @@ def dense_gradient(values, slots, weights, grad_output):
 
 
 class KeptDenseGradient:
-    """Does what ``dense_gradient`` does, in a table that it clears and fills again.
+    """Same as ``dense_gradient``, in a table that it clears and fills again.
 
     Making a table at each step costs more than filling it. Only the rows that it wrote are cleared,
     or all of them if torch knows of another change since, so who writes to ``grad.data``, which
@@ -118,7 +118,7 @@ def sparse_gradient(values, slots, weights, grad_output, room=None):
 
 
 def gradient_of_rows(values, slots, weights, grad_output, *, places, rows, sparse, room):
-    """Returns the gradient of some rows of a table alone, (rows, D), and that of the weights.
+    """Returns the gradient of some rows of a table only, (rows, D), and that of the weights.
 
     Args:
         values, slots, weights, grad_output: as given to ``touched_row_gradients``.
@@ -162,7 +162,7 @@ def of_used_tokens(gradient, values, slots, weights, grad_output):
 
 
 class KeptSparseGradient:
-    """Does what ``sparse_gradient`` does, in memory that it fills again at the next step.
+    """Same as ``sparse_gradient``, in memory that it fills again at the next step.
 
     See ``of_used_tokens`` for the tokens that touch no row.
     """

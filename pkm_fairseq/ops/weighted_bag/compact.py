@@ -38,7 +38,7 @@ def quantise_rows(values):
 @not_compiled
 @torch.no_grad()
 def quantized_bag(values, slots, weights, scales=None):
-    """Does what ``weighted_bag`` does, in float32, without gradients.
+    """Same as ``weighted_bag``, in float32, without gradients.
 
     Args:
         values: the table, (S, D), int8 or floating point.
@@ -61,7 +61,7 @@ def quantized_bag(values, slots, weights, scales=None):
 
 
 def eager_compact_bag(values, slots, weights):
-    """Does what ``quantized_bag`` does."""
+    """Same as ``quantized_bag``."""
     output = weights.new_empty(len(slots), values.shape[1])
     piece = max(1, PIECE // max(1, slots.shape[1] * values.shape[1]))
     for of_piece in zip(output.split(piece), weights.split(piece), slots.split(piece)):

@@ -16,7 +16,7 @@ RADIX_BITS = 11
 
 
 def kernel_bag(values, slots, weights):
-    """Does what ``weighted_bag`` does for float32 tables, fast where rows are wide.
+    """Same as ``weighted_bag`` for float32 tables, fast where rows are wide.
 
     It does what ``quantized_bag`` does for tables of int8 and bfloat16.
     """
@@ -91,7 +91,7 @@ def clear(table, rows):
 
 
 def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None, room=None):
-    """Does what ``touched_row_gradients`` does, for float32 tables."""
+    """Same as ``touched_row_gradients``, for float32 tables."""
     follow_torch_threads()
     rows, starts, accesses = group_by_slot(slots.flatten().long().numpy(), len(values))
     gradients, targets = out, rows

@@ -11,7 +11,7 @@ PIECE = 2**22
 
 
 def eager_touched_row_gradients(values, slots, weights, grad_output, out=None, room=None):
-    """Does what ``touched_row_gradients`` does."""
+    """Same as ``touched_row_gradients``."""
     rows, row_grads = row_gradients(values, slots, weights, grad_output, out, room)
     grad_weights = weight_gradients(values, slots, grad_output).to(weights.dtype)
     return rows, row_grads, grad_weights

@@ -18,7 +18,7 @@ PIECE = 64
 
 
 def kernel_bag(values, slots, weights, dtype=torch.float32):
-    """Does what ``weighted_bag`` does, or ``quantized_bag``; returns ``dtype``."""
+    """Same as ``weighted_bag``, or ``quantized_bag``; returns ``dtype``."""
     check_slots(slots, values)
     values, slots, weights = values.contiguous(), slots.contiguous(), weights.contiguous()
     (tokens, n), dim = slots.shape, values.shape[1]
@@ -73,7 +73,7 @@ def sum_rows(values, slots, weights, output, n, dim, ROWS: tl.constexpr, COLUMNS
 
 
 def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None, room=None):
-    """Does what ``touched_row_gradients`` does, in one sweep over the accesses, sorted by slot.
+    """Same as ``touched_row_gradients``, in one sweep over the accesses, sorted by slot.
 
     A program reads a row of the table once and the upstream gradients of its accesses once. The
     order of all sums is fixed.
