@@ -49,6 +49,13 @@ def test_it_starts_from_a_dense_model_and_resumes_bit_identical(data, tmp_path, 
     run("fairseq-train", *pretraining(data, tmp_path / "resumed", updates=4, **options))
     assert_same_state(load_model_state(tmp_path / "resumed" / "checkpoint_last.pt"), state)
 
+    own = ("--user-dir", OWN["user-dir"])
+    run("pkm-fairseq", "report", data, folder, "--dest", tmp_path / "report", "--cpu", *own)
+    assert (tmp_path / "report/report.html").exists()
+    memory = ("--arch", OWN["arch"], "--pkm-layers", 1, "--pkm-subkeys", 16, "--pkm-topk", 4)
+    run("pkm-fairseq", "add-memory", dense, "--dest", tmp_path / "added.pt", *own, *memory)
+    assert f"{QUERY}2.weight" in load_model_state(tmp_path / "added.pt")
+
     monkeypatch.syspath_prepend(ROOT / "user_dir_examples")
     import own_query
 
