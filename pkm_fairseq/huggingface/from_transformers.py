@@ -161,9 +161,6 @@ class FastTokenizer:
 
     def write(self, symbols, dest):
         """Writes fairseq's file of the encoder."""
-        # A file may ask for all sentences to be made equally long.
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
         self.tokenizer.save(str(dest / "tokenizer.json"))
 
 
