@@ -119,17 +119,34 @@ def test_a_row_may_have_seeds_of_its_own_and_trains_no_more_of_what_it_starts_fr
     assert trained == ["a.1", "e.1", "a.2", "f.1", "f.2"]
 
 
-def test_the_table_has_the_validation_of_each_seed():
-    runs = {
-        seed: {"parameters": 3, "validation": {"figures": {"ppl": ppl}}, "history": {}}
-        for seed, ppl in ((1, 120.0), (2, 99.5))
-    }
-    row = {"title": "dense", "updates": 20, "lr": 0.1, "speed": {"training": None}, "runs": runs}
-    results = {"settings": {"finetuning": {"tasks": {}}}, "rows": {"a": row}}
-    table = import_module("output").make_table(results)
-    assert "| (a) dense | 20 | 0.1 | 3 | 120.0 / 99.5 |" in table
-    runs[2] = None
-    assert "120.0" not in import_module("output").make_table(results)
+def make_results(ppls, not_run=()):
+    """Results of row a with a perplexity for each seed, and three finetunings of each."""
+    shared = {"row": "a", "title": "dense", "updates": 20, "lr": 0.1, "parameters": 3}
+    runs = [
+        {**shared, "seed": seed, "ppl": ppl, "history": {}, "CoLA": [1.0, ppl, 50.0 * seed]}
+        for seed, ppl in enumerate(ppls, 1)
+    ]
+    settings = {"finetuning": {"tasks": {"CoLA": 6}}, "rows": {"a": None}}
+    return {"settings": settings, "data": {}, "not_run": [*not_run], "runs": runs}
+
+
+def test_the_table_has_the_validation_of_each_seed_and_the_median_of_finetunings():
+    make_table = import_module("output").make_table
+    results = make_results([120.0, 99.5])
+    assert "| (a) dense | 20 | 0.1 | 3 | 120.0 / 99.5 |" in make_table(results)
+    # Of 1, 120, 50 and 1, 99.5, 100.
+    assert "| 74.8 | 1.0 to 120.0 |" in make_table(results)
+    del results["runs"][1]["CoLA"]
+    assert " to " not in make_table(results), "a seed is not finetuned yet"
+    assert "120.0" not in make_table(make_results([120.0], ["a"]))
+
+
+def test_a_run_is_a_line_of_the_results():
+    results = make_results([120.0, 99.5])
+    text = import_module("output").as_json(results)
+    assert json.loads(text)["runs"][1]["ppl"] == 99.5
+    assert [line for line in text.splitlines() if '"ppl": 120.0' in line and '"seed": 1' in line]
+    assert "history" not in text
 
 
 def test_a_row_that_goes_on_from_a_memory_keeps_it():
@@ -202,7 +219,7 @@ class Work:
         self.steps.append(import_module("steps").Step(name, "kind", command, **options))
 
     def runner(self):
-        return import_module("runner").Runner(self.dest, self.steps, " ".join, dict)
+        return import_module("runner").Runner(self.dest, self.steps, {}, {sys.executable: "PYTHON"})
 
     def ran(self):
         return (self.folder / "ran").read_text().split()
@@ -210,7 +227,6 @@ class Work:
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("runner"), "SECONDS_BETWEEN_LOOKS", 0.01)
     monkeypatch.setattr(import_module("runner"), "SECONDS_OF_WAITING", 0.01)
     return Work(tmp_path)
 
@@ -218,11 +234,11 @@ def work(tmp_path, monkeypatch):
 def test_steps_run_once_and_after_those_they_need(work):
     work.add("second", needs=("first",))
     work.add("first")
-    assert work.runner().run() == {}
-    assert work.runner().run() == {}
+    assert work.runner().run() == []
+    assert work.runner().run() == []
     assert work.ran() == ["first", "second"]
     record = json.loads((work.dest / "first/done.json").read_text())
-    assert record["command"].startswith(sys.executable)
+    assert record["command"].startswith("PYTHON -c ")
     assert record["seconds"] > 0
 
 
@@ -230,7 +246,7 @@ def test_what_does_not_need_a_step_that_fails_runs_all_the_same(work, capsys):
     work.add("bad", "raise SystemExit('no such thing')")
     work.add("after", needs=("bad",))
     work.add("good")
-    assert [*work.runner().run()] == ["bad", "after"]
+    assert work.runner().run() == ["bad", "after"]
     assert work.ran() == ["bad", "bad", "good"], "a step is tried twice"
     assert f"bad failed: no such thing (see {work.dest / 'bad/log'})" in capsys.readouterr().out
 
@@ -263,10 +279,12 @@ def test_what_was_made_by_another_command_is_not_taken_for_ours(work):
     assert work.ran() == ["step", "speed", "speed"]
 
 
-def test_it_says_how_long_the_rest_will_take(work, capsys):
-    work.add("first", "import time; time.sleep(0.3)", work=1)
-    work.add("second", work=1000)
+def test_it_says_how_far_it_is(work, capsys, monkeypatch):
+    monkeypatch.setattr(import_module("runner"), "SECONDS_BETWEEN_LINES", 0.3)
+    work.add("first", "import time; print('loss 5.2', flush=True); time.sleep(0.9)")
+    work.add("second")
     work.runner().run()
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].endswith("first: kind; 2 of 2 steps left, more than 0 min")
-    assert float(printed[1].split("left, ")[1].split()[0]) >= 5
+    printed = capsys.readouterr().out
+    assert "first: kind; 2 of 2 steps left\n" in printed
+    assert "first: loss 5.2\n" in printed
+    assert "second: kind; 1 of 2 steps left\n" in printed
