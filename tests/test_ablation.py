@@ -188,6 +188,63 @@ def test_finetuned_models_are_scored_without_what_their_memories_hold():
     assert "d/d.1.CoLA.2/checkpoint_best.pt" in tuned["d.1.CoLA.2.empty"].command
 
 
+def test_fairseq_takes_the_commands_of_finetunings(monkeypatch):
+    from fairseq import options
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra.core.config_store import ConfigStore
+
+    from tests.test_glue_configs import CONFIGS as GLUE_CONFIGS
+    from tests.test_glue_configs import compose, initialize_config_dir
+
+    tuned = {step.name: step for step in make_steps().finetunings(["d"])}
+    _, _, folder, _, name, *overrides = tuned["d.1.CoLA.1"].command
+    assert ROOT / folder == GLUE_CONFIGS
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", dict(store.repo))  # what is registered here stays here
+    hydra_init(name)
+    with initialize_config_dir(config_dir=str(GLUE_CONFIGS)):
+        config = compose(name, overrides=overrides)
+    assert config.model.pkm_subkeys == 16
+    assert config.optimization.max_update == 10
+    scoring = [*tuned["d.1.CoLA.1.without"].command[1:]]
+    args = options.parse_args_and_arch(options.get_validation_parser(), scoring)
+    assert (args.num_classes, args.max_positions) == (2, 32)
+
+
+def write_step(dest, name, log=""):
+    folder = dest / name
+    folder.mkdir()
+    machine = {"device": "some", "threads": 1, "commit": "abc"}
+    (folder / "done.json").write_text(json.dumps({"seconds": 3.5, "machine": machine}))
+    (folder / "log").write_text(log)
+
+
+def test_figures_of_finetunings_are_read_once_all_of_their_seeds_are_done(tmp_path):
+    steps = import_module("steps").Steps(read(), Path("c"), Path("g"), tmp_path)
+    results = import_module("results").Results(steps.settings, steps)
+    write_step(tmp_path, "d.1", "num. shared model params: 1,234 (num. trained: 1,234)")
+    write_step(tmp_path, "d.1.valid", '| valid | {"valid_ppl": "12.5", "valid_pkm_kl": "0.7"}')
+    write_step(tmp_path, "d.1.without", '| valid | {"valid_ppl": "13.5"}')
+    write_step(tmp_path, "d.1.CoLA.1", '"valid_mcc": "8.5"\n"valid_mcc": "7.5"')
+    (run,) = results.collect()["runs"]
+    expected = {"row": "d", "seed": 1, "updates": 20, "lr": 0.002, "parameters": 1234, "ppl": 12.5}
+    expected.update(pkm_kl=0.7, ppl_values_zero=13.5, seconds=3.5, device="some", commit="abc")
+    assert expected.items() <= run.items()
+    assert not any(figure.startswith("CoLA") for figure in run)
+    write_step(tmp_path, "d.1.CoLA.2", '"valid_mcc": "1.5"\n"valid_mcc": "9.5"')
+    for number, score in ((1, "0.5"), (2, "-1")):
+        write_step(tmp_path, f"d.1.CoLA.{number}.without", f'| valid | {{"valid_mcc": "{score}"}}')
+    write_step(tmp_path, "d.1.CoLA.drift")
+    reports = [{"figures": {"pkm_drift": drift}} for drift in (None, 0.25, None, 0.75)]
+    report = json.dumps({"checkpoints": reports})
+    (tmp_path / "d.1.CoLA.drift/report.json").write_text(report)
+    collected = results.collect()
+    (run,) = collected["runs"]
+    assert (run["CoLA"], run["CoLA_values_zero"]) == ([8.5, 9.5], [0.5, -1.0])
+    assert run["CoLA_drift"] == [0.25, 0.75]
+    assert collected["not_run"] == [*"abcef"]
+
+
 def test_rows_differ_in_what_they_say_alone():
     steps = make_steps()
     dense, plain, residual = (options_of(steps.pretraining(name, 1)) for name in "acd")

@@ -10,20 +10,10 @@ TINY = ROOT / "user_dir_examples/ablation/tiny.yaml"
 
 
 def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
-    glue, dest = tmp_path / "glue", tmp_path / "dest"
-    sample = ROOT / "scripts/sample_task.py"
-    run("python", sample, "--text", text / "train.txt", "--dest", glue)
-    for path in (glue / "CoLA").glob("*.tsv"):
-        path.write_text("\n".join(path.read_text().splitlines()[:40]) + "\n")
-    changes = [
-        "vocab_size=300",
-        "updates=4",
-        "validate_every=4",
-        "finetuning.seeds=[1]",
-        "finetuning.tasks.CoLA=2",
-    ]
+    dest = tmp_path / "dest"
+    changes = ["vocab_size=300", "updates=4", "validate_every=4"]
     command = ["python", ROOT / "scripts/ablation/run.py", TINY, *changes, "--corpus", text]
-    command += ["--glue", glue, "--dest", dest, "--rows", "d", "--only", "finetuning"]
+    command += ["--dest", dest, "--rows", "d", "--only", "pretraining"]
     run_until("d.1: memory pretraining", *command)
     made_before = (dest / "data/done.json").read_text()
     assert "data: data" not in run(*command)
@@ -39,10 +29,6 @@ def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
     for name, tensor in whole.items():
         kept = not name.endswith("pkm.values.weight")
         assert torch.equal(empty[name], tensor if kept else torch.zeros_like(tensor))
-    (score,), (drift,), (zero,) = (row[f"CoLA{of}"] for of in ("", "_drift", "_values_zero"))
-    assert 0 <= drift <= 1
-    assert -100 <= score <= 100
-    assert -100 <= zero <= 100
     assert results["data"]["unigram_perplexity"] > 1
     made = json.loads((dest / "d.1/done.json").read_text())
     assert made["command"].startswith("fairseq-train DEST/data/text --user-dir")
