@@ -276,7 +276,9 @@ class Work:
         self.steps.append(import_module("steps").Step(name, "kind", command, **options))
 
     def runner(self):
-        return import_module("runner").Runner(self.dest, self.steps, {}, {sys.executable: "PYTHON"})
+        return import_module("runner").Runner(
+            self.dest, self.steps, dict, {sys.executable: "PYTHON"}
+        )
 
     def ran(self):
         return (self.folder / "ran").read_text().split()

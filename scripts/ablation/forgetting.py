@@ -8,6 +8,7 @@ Writes results.json and results.md into DEST. Killed and started again, it goes 
 
 import argparse
 import json
+import logging
 import os
 import re
 import statistics
@@ -132,6 +133,7 @@ def run(args):
 
     from pkm_fairseq.files import atomic_write
 
+    logging.getLogger().setLevel(logging.ERROR)  # outside its commands fairseq logs everything
     args.model, args.text = read_model(args.checkpoint)
     steps = make_steps(args)
     device = "cpu" if args.cpu else "cuda"

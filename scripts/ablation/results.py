@@ -62,8 +62,7 @@ class Results:
         updates = self.settings.updates_before(name) + trains
         speed = self._speed.get(self.steps.speed_name(name))
         if speed:
-            slow_median_fast = speed["words_per_second"]
-            tuned["words_per_second"] = slow_median_fast[1]
+            _, tuned["words_per_second"], _ = speed["words_per_second"]
             tuned["times_first"] = speed["times_first"]
         of_row = {"row": name, "title": row.title, "seed": seed, "updates": updates}
         return {**of_row, "lr": row.lr, "history": {}, **before, **tuned}

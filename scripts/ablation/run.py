@@ -70,6 +70,7 @@ def run(args):
     from output import write_results
     from results import Results
 
+    logging.getLogger().setLevel(logging.ERROR)  # outside its commands fairseq logs everything
     check_commands(chosen)
     if args.only == "speed":
         (args.dest / "speed" / "done.json").unlink(missing_ok=True)
@@ -93,10 +94,9 @@ def run_steps(dest, steps, device, names):
     from results import describe_machine
     from runner import Runner
 
-    logging.getLogger().setLevel(logging.ERROR)  # outside its commands fairseq logs everything
     names = {f"{Path(sys.executable).parent}/": "", dest: "DEST", **names}
     names = {str(path): name for path, name in names.items()}
-    return Runner(dest, steps, describe_machine(device), names).run()
+    return Runner(dest, steps, lambda: describe_machine(device), names).run()
 
 
 def refuse_failed(failed):

@@ -26,15 +26,16 @@ class Runner:
     Args:
         dest: DEST.
         steps: a list of ``Step``, each after those it needs.
-        machine: a record of the machine and the commit.
+        describe_machine: returns a record of the machine and the commit.
         names: what stands for paths of this machine in ``done.json``, by path.
 
     Raises:
         ValueError: if a step was done by another command than now.
     """
 
-    def __init__(self, dest, steps, machine, names):
-        self.dest, self.steps, self.machine, self.names = dest, steps, machine, names
+    def __init__(self, dest, steps, describe_machine, names):
+        self.dest, self.steps, self.names = dest, steps, names
+        self._describe_machine = describe_machine
         self.failed = []
         for step in steps:
             done = self.done(step.name)
@@ -96,6 +97,7 @@ class Runner:
     def _run(self, step, folder, lock):
         left = sum(not self.done(other.name) for other in self.steps)
         _say(f"{step.name}: {step.kind}; {left} of {len(self.steps)} steps left")
+        record = {"command": self._publish(step.command), "machine": self._describe_machine()}
         start = time.monotonic()
         with open(folder / "log", "ab") as log:
             process = subprocess.Popen(
@@ -115,11 +117,7 @@ class Runner:
         if process.returncode:
             _say(f"{step.name} failed: {_last_line(folder / 'log')} (see {folder / 'log'})")
             return
-        record = {
-            "command": self._publish(step.command),
-            "machine": self.machine,
-            "seconds": time.monotonic() - start,
-        }
+        record["seconds"] = time.monotonic() - start
         atomic_write(folder / "done.json", json.dumps(record, indent=1))
 
     def _publish(self, command):
