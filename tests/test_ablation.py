@@ -119,17 +119,34 @@ def test_a_row_may_have_seeds_of_its_own_and_trains_no_more_of_what_it_starts_fr
     assert trained == ["a.1", "e.1", "a.2", "f.1", "f.2"]
 
 
-def test_the_table_has_the_validation_of_each_seed():
-    runs = {
-        seed: {"parameters": 3, "validation": {"figures": {"ppl": ppl}}, "history": {}}
-        for seed, ppl in ((1, 120.0), (2, 99.5))
-    }
-    row = {"title": "dense", "updates": 20, "lr": 0.1, "speed": {"training": None}, "runs": runs}
-    results = {"settings": {"finetuning": {"tasks": {}}}, "rows": {"a": row}}
-    table = import_module("output").make_table(results)
-    assert "| (a) dense | 20 | 0.1 | 3 | 120.0 / 99.5 |" in table
-    runs[2] = None
-    assert "120.0" not in import_module("output").make_table(results)
+def make_results(ppls, not_run=()):
+    """Results of row a with a perplexity for each seed, and three finetunings of each."""
+    shared = {"row": "a", "title": "dense", "updates": 20, "lr": 0.1, "parameters": 3}
+    runs = [
+        {**shared, "seed": seed, "ppl": ppl, "history": {}, "CoLA": [1.0, ppl, 50.0 * seed]}
+        for seed, ppl in enumerate(ppls, 1)
+    ]
+    settings = {"finetuning": {"tasks": {"CoLA": 6}}, "rows": {"a": None}}
+    return {"settings": settings, "data": {}, "not_run": [*not_run], "runs": runs}
+
+
+def test_the_table_has_the_validation_of_each_seed_and_the_median_of_finetunings():
+    make_table = import_module("output").make_table
+    results = make_results([120.0, 99.5])
+    assert "| (a) dense | 20 | 0.1 | 3 | 120.0 / 99.5 |" in make_table(results)
+    # Of 1, 120, 50 and 1, 99.5, 100.
+    assert "| 74.8 | 1.0 to 120.0 |" in make_table(results)
+    del results["runs"][1]["CoLA"]
+    assert " to " not in make_table(results), "a seed is not finetuned yet"
+    assert "120.0" not in make_table(make_results([120.0], ["a"]))
+
+
+def test_a_run_is_a_line_of_the_results():
+    results = make_results([120.0, 99.5])
+    text = import_module("output").as_json(results)
+    assert json.loads(text)["runs"][1]["ppl"] == 99.5
+    assert [line for line in text.splitlines() if '"ppl": 120.0' in line and '"seed": 1' in line]
+    assert "history" not in text
 
 
 def test_a_row_that_goes_on_from_a_memory_keeps_it():
@@ -171,6 +188,63 @@ def test_finetuned_models_are_scored_without_what_their_memories_hold():
     assert "d/d.1.CoLA.2/checkpoint_best.pt" in tuned["d.1.CoLA.2.empty"].command
 
 
+def test_fairseq_takes_the_commands_of_finetunings(monkeypatch):
+    from fairseq import options
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra.core.config_store import ConfigStore
+
+    from tests.test_glue_configs import CONFIGS as GLUE_CONFIGS
+    from tests.test_glue_configs import compose, initialize_config_dir
+
+    tuned = {step.name: step for step in make_steps().finetunings(["d"])}
+    _, _, folder, _, name, *overrides = tuned["d.1.CoLA.1"].command
+    assert ROOT / folder == GLUE_CONFIGS
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", dict(store.repo))  # what is registered here stays here
+    hydra_init(name)
+    with initialize_config_dir(config_dir=str(GLUE_CONFIGS)):
+        config = compose(name, overrides=overrides)
+    assert config.model.pkm_subkeys == 16
+    assert config.optimization.max_update == 10
+    scoring = [*tuned["d.1.CoLA.1.without"].command[1:]]
+    args = options.parse_args_and_arch(options.get_validation_parser(), scoring)
+    assert (args.num_classes, args.max_positions) == (2, 32)
+
+
+def write_step(dest, name, log=""):
+    folder = dest / name
+    folder.mkdir()
+    machine = {"device": "some", "threads": 1, "commit": "abc"}
+    (folder / "done.json").write_text(json.dumps({"seconds": 3.5, "machine": machine}))
+    (folder / "log").write_text(log)
+
+
+def test_figures_of_finetunings_are_read_once_all_of_their_seeds_are_done(tmp_path):
+    steps = import_module("steps").Steps(read(), Path("c"), Path("g"), tmp_path)
+    results = import_module("results").Results(steps.settings, steps)
+    write_step(tmp_path, "d.1", "num. shared model params: 1,234 (num. trained: 1,234)")
+    write_step(tmp_path, "d.1.valid", '| valid | {"valid_ppl": "12.5", "valid_pkm_kl": "0.7"}')
+    write_step(tmp_path, "d.1.without", '| valid | {"valid_ppl": "13.5"}')
+    write_step(tmp_path, "d.1.CoLA.1", '"valid_mcc": "8.5"\n"valid_mcc": "7.5"')
+    (run,) = results.collect()["runs"]
+    expected = {"row": "d", "seed": 1, "updates": 20, "lr": 0.002, "parameters": 1234, "ppl": 12.5}
+    expected.update(pkm_kl=0.7, ppl_values_zero=13.5, seconds=3.5, device="some", commit="abc")
+    assert expected.items() <= run.items()
+    assert not any(figure.startswith("CoLA") for figure in run)
+    write_step(tmp_path, "d.1.CoLA.2", '"valid_mcc": "1.5"\n"valid_mcc": "9.5"')
+    for number, score in ((1, "0.5"), (2, "-1")):
+        write_step(tmp_path, f"d.1.CoLA.{number}.without", f'| valid | {{"valid_mcc": "{score}"}}')
+    write_step(tmp_path, "d.1.CoLA.drift")
+    reports = [{"figures": {"pkm_drift": drift}} for drift in (None, 0.25, None, 0.75)]
+    report = json.dumps({"checkpoints": reports})
+    (tmp_path / "d.1.CoLA.drift/report.json").write_text(report)
+    collected = results.collect()
+    (run,) = collected["runs"]
+    assert (run["CoLA"], run["CoLA_values_zero"]) == ([8.5, 9.5], [0.5, -1.0])
+    assert run["CoLA_drift"] == [0.25, 0.75]
+    assert collected["not_run"] == [*"abcef"]
+
+
 def test_rows_differ_in_what_they_say_alone():
     steps = make_steps()
     dense, plain, residual = (options_of(steps.pretraining(name, 1)) for name in "acd")
@@ -202,7 +276,9 @@ class Work:
         self.steps.append(import_module("steps").Step(name, "kind", command, **options))
 
     def runner(self):
-        return import_module("runner").Runner(self.dest, self.steps, " ".join, dict)
+        return import_module("runner").Runner(
+            self.dest, self.steps, dict, {sys.executable: "PYTHON"}
+        )
 
     def ran(self):
         return (self.folder / "ran").read_text().split()
@@ -210,7 +286,6 @@ class Work:
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("runner"), "SECONDS_BETWEEN_LOOKS", 0.01)
     monkeypatch.setattr(import_module("runner"), "SECONDS_OF_WAITING", 0.01)
     return Work(tmp_path)
 
@@ -218,11 +293,11 @@ def work(tmp_path, monkeypatch):
 def test_steps_run_once_and_after_those_they_need(work):
     work.add("second", needs=("first",))
     work.add("first")
-    assert work.runner().run() == {}
-    assert work.runner().run() == {}
+    assert work.runner().run() == []
+    assert work.runner().run() == []
     assert work.ran() == ["first", "second"]
     record = json.loads((work.dest / "first/done.json").read_text())
-    assert record["command"].startswith(sys.executable)
+    assert record["command"].startswith("PYTHON -c ")
     assert record["seconds"] > 0
 
 
@@ -230,7 +305,7 @@ def test_what_does_not_need_a_step_that_fails_runs_all_the_same(work, capsys):
     work.add("bad", "raise SystemExit('no such thing')")
     work.add("after", needs=("bad",))
     work.add("good")
-    assert [*work.runner().run()] == ["bad", "after"]
+    assert work.runner().run() == ["bad", "after"]
     assert work.ran() == ["bad", "bad", "good"], "a step is tried twice"
     assert f"bad failed: no such thing (see {work.dest / 'bad/log'})" in capsys.readouterr().out
 
@@ -263,10 +338,12 @@ def test_what_was_made_by_another_command_is_not_taken_for_ours(work):
     assert work.ran() == ["step", "speed", "speed"]
 
 
-def test_it_says_how_long_the_rest_will_take(work, capsys):
-    work.add("first", "import time; time.sleep(0.3)", work=1)
-    work.add("second", work=1000)
+def test_it_says_how_far_it_is(work, capsys, monkeypatch):
+    monkeypatch.setattr(import_module("runner"), "SECONDS_BETWEEN_LINES", 0.3)
+    work.add("first", "import time; print('loss 5.2', flush=True); time.sleep(0.9)")
+    work.add("second")
     work.runner().run()
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].endswith("first: kind; 2 of 2 steps left, more than 0 min")
-    assert float(printed[1].split("left, ")[1].split()[0]) >= 5
+    printed = capsys.readouterr().out
+    assert "first: kind; 2 of 2 steps left\n" in printed
+    assert "first: loss 5.2\n" in printed
+    assert "second: kind; 1 of 2 steps left\n" in printed

@@ -48,7 +48,7 @@ def test_layers_are_compared_and_drawn(run, tmp_path, capsys):
     record = json.loads((tmp_path / "runs/layer.json").read_text())
     assert {(r["tokens"], r["subkeys"]) for r in record["results"]} == {(6, 8), (4, 8), (6, 9)}
     ours = [r for r in record["results"] if r["layer"] == "ours, sparse"]
-    assert all(r["times_faster_than"]["textbook"]["step"] > 0 for r in ours)
+    assert all(r["times_faster_than"]["baseline"]["step"] > 0 for r in ours)
     assert all(r["step_ms"] == sorted(r["step_ms"]) for r in ours)
     assert torch.__version__.startswith(record["machine"]["versions"]["torch"])
     assert (tmp_path / "runs/layer.png").read_bytes().startswith(b"\x89PNG")
@@ -94,7 +94,7 @@ def test_it_stops_where_a_layer_computes_something_else(run, monkeypatch, make_w
         return layer
 
     monkeypatch.setattr("contestants.make_layer", make_wrong_layer)
-    with pytest.raises(ValueError, match=f"ours, dense differs from the textbook: {what}"):
+    with pytest.raises(ValueError, match=f"ours, dense differs from the baseline: {what}"):
         run("bench_layer", TINY_LAYER.split())
 
 
@@ -106,7 +106,7 @@ def test_it_stops_where_an_update_does_not_clip(run, monkeypatch):
         self.optimizer.step() if self.is_ours else update(self)
 
     monkeypatch.setattr(contestant, "update", forget_to_clip)
-    with pytest.raises(ValueError, match="ours, dense differs from the textbook: the update of"):
+    with pytest.raises(ValueError, match="ours, dense differs from the baseline: the update of"):
         run("bench_layer", TINY_LAYER.split())
 
 
@@ -142,25 +142,25 @@ def test_what_torch_cannot_train_in_bfloat16_is_measured_in_float16(run, monkeyp
     monkeypatch.setattr("torch.nn.functional.embedding_bag", without_bfloat16)
     run("bench_layer", [*TINY_LAYER.split(), "--dtype", "bfloat16"])
     printed = capsys.readouterr().out
-    assert "textbook is measured in torch.float16: torch cannot train it in bfloat16" in printed
+    assert "baseline is measured in torch.float16: torch cannot train it in bfloat16" in printed
     assert "ours, dense is" not in printed
     assert "left out" not in printed.replace("product-key-memory is left out", "")
 
 
 def test_the_table_says_what_was_reached(run, monkeypatch, capsys):
-    goals = import_module("goals")
-    work = goals.Work(tokens=6, dim=8, subkeys=8, heads=2, topk=4, key_dim=6)
-    entries = ((goals.TEXTBOOK, work),), (goals.DENSE, work)
+    targets = import_module("targets")
+    work = targets.Work(tokens=6, dim=8, subkeys=8, heads=2, topk=4, key_dim=6)
+    entries = ((targets.BASELINE, work),), (targets.DENSE, work)
     table = [
-        goals.Goal("within reach", "at least", 1e-9, "step", *entries),
-        goals.Goal("out of reach", "at most", 1e-9, "forward", *entries),
+        targets.Target("within reach", "at least", 1e-9, "step", *entries),
+        targets.Target("out of reach", "at most", 1e-9, "forward", *entries),
     ]
-    monkeypatch.setattr("bench_layer.GOALS", table)
+    monkeypatch.setattr("bench_layer.TARGETS", table)
     run("bench_layer", [*TINY_LAYER.split(), "--table"])
     reached, missed = capsys.readouterr().out.splitlines()[-2:]
-    assert reached.startswith("within reach (textbook): at least 1e-09, measured ")
+    assert reached.startswith("within reach (baseline): at least 1e-09, measured ")
     assert reached.endswith("reached")
-    assert missed.startswith("out of reach (textbook)")
+    assert missed.startswith("out of reach (baseline)")
     assert missed.endswith("MISSED")
 
 

@@ -12,11 +12,10 @@ import logging
 import os
 import re
 import statistics
-import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from run import publish, run_restartable
+from run import refuse_failed, run_restartable, run_steps
 from steps import (
     GLUE_CONFIGS,
     ROOT,
@@ -132,31 +131,16 @@ def run(args):
     args.dest.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)  # as fairseq's --user-dir wants it
 
-    # These take seconds to import.
-    from results import describe_machine
-    from runner import Runner
-
     from pkm_fairseq.files import atomic_write
 
     logging.getLogger().setLevel(logging.ERROR)  # outside its commands fairseq logs everything
     args.model, args.text = read_model(args.checkpoint)
     steps = make_steps(args)
-    names = {
-        f"{Path(sys.executable).parent}/": "",
-        str(args.dest): "DEST",
-        str(args.checkpoint): "CHECKPOINT",
-    }
     device = "cpu" if args.cpu else "cuda"
-    runner = Runner(
-        args.dest, steps, lambda of: publish(of, names), lambda: describe_machine(device)
-    )
-    failed = runner.run()
-    if failed:
-        sys.exit(f"error: failed: {', '.join(failed)}; started again, it tries again")
+    refuse_failed(run_steps(args.dest, steps, device, {args.checkpoint: "CHECKPOINT"}))
     results = {
         "old": title_of(args.old),
         "new": title_of(args.new),
-        "steps": {step.name: runner.done(step.name) for step in steps},
         "ways": {way: read_way(args, way) for way in args.ways},
     }
     atomic_write(args.dest / "results.json", json.dumps(results, indent=1) + "\n")
@@ -269,7 +253,7 @@ def train(args, name, data, seed, updates, more=(), needs=()):
         *(tool("fairseq-hydra-train"), "--config-dir", str(folder.relative_to(ROOT))),
         *("--config-name", config, *(f"{key}={hydra_value(options[key])}" for key in options)),
     )
-    return Step(name, f"training on {data.name}", command, needs, updates)
+    return Step(name, f"training on {data.name}", command, needs)
 
 
 def score(args, name, data, checkpoint, needs=()):

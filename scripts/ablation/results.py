@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 import sys
 from dataclasses import asdict
 
@@ -15,8 +14,8 @@ from pkm_fairseq.usage.report.history import read_history
 sys.path.insert(1, str(ROOT / "scripts" / "bench"))
 from measure import describe_machine  # noqa: E402 - after the above
 
-# What is kept of what was logged over training: figures of all memories together.
-HISTORY = re.compile(r"ppl|pkm_(?!l\d)\w+")
+# What is kept of what was logged: figures of all memories together.
+KEPT = re.compile(r"parameters|ppl|pkm_(?!l\d)\w+")
 
 
 class Results:
@@ -32,58 +31,65 @@ class Results:
         self._speed = {}
         if (self.dest / "speed.json").exists():
             measured = json.loads((self.dest / "speed.json").read_text())["results"]
-            self._speed = {(record["kind"], record["model"]): record for record in measured}
+            self._speed = {record["model"]: record for record in measured}
 
     def collect(self):
-        """Returns all figures; those of what is not done are None."""
+        """Returns the figures of all runs that are done, and the rows that lack one."""
+        runs = {
+            (name, seed): self._run(name, seed)
+            for name in self.settings.rows
+            for seed in self.settings.seeds_of(name)
+        }
         return {
             "machine": describe_machine(self.settings.device),
             "settings": asdict(self.settings),
-            "data": {**(self._done("data") or {}), **self._describe_data()},
-            "rows": {name: self._row(name) for name in self.settings.rows},
-            "speed": self._done("speed"),
-        }
-
-    def _row(self, name):
-        row = self.settings.rows[name]
-        return {
-            "title": row.title,
-            "start_from": row.start_from,
-            "lr": row.lr,
-            "updates": self.settings.updates_before(name) + self.settings.updates_of(name),
-            "speed": {
-                kind: self._speed.get((kind, self.steps.speed_name(name)))
-                for kind in ("inference", "training")
-            },
-            "runs": {seed: self._run(name, seed) for seed in self.settings.seeds_of(name)},
+            "data": self._describe_data(),
+            "not_run": [*dict.fromkeys(name for (name, _), run in runs.items() if not run)],
+            "runs": [run for run in runs.values() if run],
         }
 
     def _run(self, name, seed):
-        """Returns the figures of one pretraining and of what follows it."""
-        run = f"{name}.{seed}"
-        tasks = self.settings.finetuning.tasks if self.settings.rows[name].finetune else ()
-        if not self.settings.updates_of(name):
-            finetuned = {task: self._finetuned(run, task) for task in tasks}
-            done = any(of_task["best"] for of_task in finetuned.values())
-            return {"history": {}, "finetuning": finetuned} if done else None
-        trained, valid = self._done(run), self._done(f"{run}.valid")
-        if not trained or not valid:
+        """Returns the figures of one pretraining and of what follows it, None if it is not done."""
+        run, row, before = f"{name}.{seed}", self.settings.rows[name], {}
+        trains = self.settings.updates_of(name)
+        if trains:
+            before = self._pretrained(name, run)
+        tuned = {}
+        for task in self.settings.finetuning.tasks if row.finetune else ():
+            tuned.update(self._finetuned(run, task))
+        if not (before if trains else tuned):
             return None
+        updates = self.settings.updates_before(name) + trains
+        speed = self._speed.get(self.steps.speed_name(name))
+        if speed:
+            _, tuned["words_per_second"], _ = speed["words_per_second"]
+            tuned["times_first"] = speed["times_first"]
+        of_row = {"row": name, "title": row.title, "seed": seed, "updates": updates}
+        return {**of_row, "lr": row.lr, "history": {}, **before, **tuned}
+
+    def _pretrained(self, name, run):
+        """Returns the figures of a pretraining and its validations; none if it is not done."""
+        trained = self._done(run)
+        if not trained or not self._done(f"{run}.valid"):
+            return {}
         before = self.settings.updates_before(name)
         history = read_history(self.dest / run / "tensorboard", "valid", None)
         (parameters,) = set(self._find(run, r"num\. shared model params: ([\d,]+)"))
-        return {
+        figures = {
             "parameters": int(parameters.replace(",", "")),
-            "pretraining": trained,
-            "validation": {**valid, "figures": self._validated(f"{run}.valid")},
-            "without_memory": self._done(f"{run}.without") and self._validated(f"{run}.without"),
-            "history": {
-                figure: [(before + update, value) for update, value in entries]
-                for figure, entries in history.items()
-                if HISTORY.fullmatch(figure)
-            },
-            "finetuning": {task: self._finetuned(run, task) for task in tasks},
+            # The last of them, where the validation below has no figure of its own.
+            **{figure: entries[-1][1] for figure, entries in history.items()},
+            **self._validated(f"{run}.valid"),
         }
+        figures = {of: figures[of] for of in figures if KEPT.fullmatch(of)}
+        if self._done(f"{run}.without"):
+            figures["ppl_values_zero"] = self._validated(f"{run}.without")["ppl"]
+        machine = {key: trained["machine"].get(key) for key in ("device", "threads", "commit")}
+        shifted = {
+            figure: [(before + update, value) for update, value in entries]
+            for figure, entries in history.items()
+        }
+        return {**figures, "seconds": trained["seconds"], **machine, "history": shifted}
 
     def _validated(self, step):
         """Returns what fairseq-validate printed last."""
@@ -92,31 +98,21 @@ class Results:
         return {name: float(value) for name, value in figures.items()}
 
     def _finetuned(self, run, task):
-        """Returns the scores of a row on a task, and the drift of its memory, for each seed."""
+        """Returns the scores of a row on a task for each seed, once all of a kind are there."""
         metric = glue_config(task).checkpoint.best_checkpoint_metric
-        steps = {number: f"{run}.{task}.{number}" for number in self.settings.finetuning.seeds}
-        scores = {
-            number: [float(text) for text in self._find(step, rf'"valid_{metric}": "([^"]+)"')]
-            for number, step in steps.items()
-            if self._done(step)
-        }
-        drifts = {}
+        steps = [f"{run}.{task}.{number}" for number in self.settings.finetuning.seeds]
+        figures = {}
+        if all(map(self._done, steps)):
+            scores = (self._find(step, rf'"valid_{metric}": "([^"]+)"') for step in steps)
+            figures[task] = [max(map(float, of_seed)) for of_seed in scores]
+        if all(self._done(f"{step}.without") for step in steps):
+            scores = [self._validated(f"{step}.without")[metric] for step in steps]
+            figures[f"{task}_values_zero"] = scores
         if self._done(f"{run}.{task}.drift"):
             report = json.loads((self.dest / f"{run}.{task}.drift" / "report.json").read_text())
             after = report["checkpoints"][1::2]
-            drifts = {number: of["figures"]["pkm_drift"] for number, of in zip(steps, after)}
-        return {
-            "metric": metric,
-            "steps": {number: self._done(step) for number, step in steps.items()},
-            "best": {number: max(of_seed) for number, of_seed in scores.items()},
-            "last": {number: of_seed[-1] for number, of_seed in scores.items()},
-            "without_memory": {
-                number: self._validated(f"{step}.without")[metric]
-                for number, step in steps.items()
-                if self._done(f"{step}.without")
-            },
-            "drift": drifts,
-        }
+            figures[f"{task}_drift"] = [of["figures"]["pkm_drift"] for of in after]
+        return figures
 
     def _describe_data(self):
         """Returns tokens, and the perplexity of a model that knows how frequent each is alone."""
@@ -142,24 +138,3 @@ class Results:
 
     def _find(self, step, pattern):
         return re.findall(pattern, (self.dest / step / "log").read_text(errors="replace"))
-
-
-def median(runs, *keys):
-    """Returns the median over runs of a figure, None if none has it; as ``all_of``."""
-    found = all_of(runs, *keys)
-    return statistics.median(found) if found else None
-
-
-def all_of(runs, *keys):
-    """Returns a figure of all runs that have it, in their order.
-
-    Args:
-        runs: as ``Results`` collects them.
-        keys: where the figure is in a run; what is a dict there counts with all its values.
-    """
-    found = []
-    for run in runs.values():
-        for key in keys:
-            run = run.get(key) if run else None
-        found += run.values() if isinstance(run, dict) else [run]
-    return [value for value in found if value is not None]

@@ -9,7 +9,6 @@ goes on where it was and repeats nothing. Several processes with one DEST share 
 import argparse
 import logging
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -69,28 +68,38 @@ def run(args):
 
     # These take seconds to import.
     from output import write_results
-    from results import Results, describe_machine
-    from runner import Runner
+    from results import Results
 
     logging.getLogger().setLevel(logging.ERROR)  # outside its commands fairseq logs everything
     check_commands(chosen)
-    names = {
-        f"{Path(sys.executable).parent}/": "",
-        str(args.dest): "DEST",
-        str(args.corpus): "CORPUS",
-        str(args.glue): "GLUE",
-        **({settings.pretrained: "PRETRAINED"} if settings.pretrained else {}),
-    }
-    runner = Runner(
-        args.dest,
-        chosen,
-        lambda command: publish(command, names),
-        lambda: describe_machine(settings.device),
-    )
     if args.only == "speed":
         (args.dest / "speed" / "done.json").unlink(missing_ok=True)
-    failed = runner.run()
+    names = {args.corpus: "CORPUS", args.glue: "GLUE"}
+    if settings.pretrained:
+        names[settings.pretrained] = "PRETRAINED"
+    failed = run_steps(args.dest, chosen, settings.device, names)
     write_results(Results(settings, steps).collect(), args.dest)
+    refuse_failed(failed)
+
+
+def run_steps(dest, steps, device, names):
+    """Runs steps that are not done; returns the names of those that failed.
+
+    Args:
+        dest: DEST.
+        steps: a list of ``Step``.
+        device: cpu or cuda.
+        names: what stands for paths, beside DEST, in the commands that are kept.
+    """
+    from results import describe_machine
+    from runner import Runner
+
+    names = {f"{Path(sys.executable).parent}/": "", dest: "DEST", **names}
+    names = {str(path): name for path, name in names.items()}
+    return Runner(dest, steps, lambda: describe_machine(device), names).run()
+
+
+def refuse_failed(failed):
     if failed:
         sys.exit(f"error: failed: {', '.join(failed)}; started again, it tries again")
 
@@ -170,14 +179,6 @@ def check_commands(steps):
         except SystemExit:
             reason = said.getvalue().strip().split("\n")[-1]
             raise ValueError(f"{step.name}: {reason}") from None
-
-
-def publish(command, names):
-    """Returns a command line with this machine's paths by their ``names``."""
-    text = shlex.join(command)
-    for path, name in names.items():
-        text = text.replace(path, name)
-    return text
 
 
 if __name__ == "__main__":

@@ -31,10 +31,9 @@ class Step:
 
     Args:
         name: names its folder in DEST, too.
-        kind: steps of one kind take alike long for a unit of work.
+        kind: what it does, in a word or two.
         command: the command line.
         needs: names of the steps before it.
-        work: how much of it there is.
         may_change: whether it is run anew when its command has changed, or that is refused.
     """
 
@@ -42,7 +41,6 @@ class Step:
     kind: str
     command: Tuple[str, ...]
     needs: Tuple[str, ...] = ()
-    work: float = 1
     may_change: bool = False
 
 
@@ -160,7 +158,6 @@ class Steps:
             "memory pretraining" if row.memory else "dense pretraining",
             (tool("fairseq-train"), str(self.text), *flags(options)),
             tuple(needs),
-            updates,
         )
 
     def validation(self, name, seed):
@@ -233,7 +230,6 @@ class Steps:
         """Finetunes a row by the shipped configuration of a task."""
         run = f"{name}.{seed}"
         folder = self.dest / f"{run}.{task}.{number}"
-        updates = self.settings.finetuning.tasks[task]
         known = glue_config(task).model
         model = self.settings.model_of(name)
         options = {
@@ -245,7 +241,7 @@ class Steps:
             "checkpoint.save_dir": folder,
             "common.seed": number,
             "common.cpu": self.settings.cpu,
-            "optimization.max_update": updates,
+            "optimization.max_update": self.settings.finetuning.tasks[task],
             "optimization.max_epoch": 0,
             "model._name": "pkm_roberta",
             **{("" if key in known else "+") + f"model.{key}": model[key] for key in model},
@@ -257,7 +253,7 @@ class Steps:
             *self.settings.finetuning.overrides,
         )
         needs = (run, f"glue.{task}") if self.settings.updates_of(name) else (f"glue.{task}",)
-        return Step(folder.name, f"finetuning on {task}", command, needs, updates)
+        return Step(folder.name, f"finetuning on {task}", command, needs)
 
     def drift(self, name, seed, task):
         """Compares the memory before and after each finetuning, on the task's validation set."""

@@ -13,7 +13,7 @@ import bench_layer
 import bench_models
 import bench_ops
 import bench_tiles
-from contestants import DENSE, SPARSE, TEXTBOOK
+from contestants import BASELINE, DENSE, SPARSE
 from measure import figure, print_figures, write_json
 
 OPTIONS = {
@@ -57,8 +57,8 @@ def figures_of_ops(results):
 def figures_of_layer(records):
     return [
         figure(
-            f"layer step, {record['layer']}, times faster than the textbook's",
-            *("at least", 6, record["times_faster_than"].get(TEXTBOOK, {}).get("step")),
+            f"layer step, {record['layer']}, times faster than the baseline's",
+            *("at least", 6, record["times_faster_than"].get(BASELINE, {}).get("step")),
         )
         for record in records
         if record["layer"] in (DENSE, SPARSE)

@@ -1,6 +1,6 @@
-"""Compares the memory layer with the textbook's, with PyPI's product-key-memory and with an FFN.
+"""Compares the memory layer with a plain torch baseline, PyPI's product-key-memory and an FFN.
 
-The textbook's and PyPI's train as people train them: with torch.optim.Adam and clip_grad_norm_.
+The baseline and PyPI's train as people train them: with torch.optim.Adam and clip_grad_norm_.
 What is read, gradients and updates are compared first, in float32 and on few slots; where they
 differ, the benchmark stops. Then the layers run in turn, on new tokens in each round:
 
@@ -12,17 +12,16 @@ adds what the README's table needs. Peak memory is what a step needs beside the 
 and buffers and Adam's moments. Layers that do not fit into memory side by side run one by one.
 """
 
-import argparse
 import logging
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from contestants import (
+    BASELINE,
     FFN,
     PYPI,
     TABLES,
-    TEXTBOOK,
     Contestant,
     Work,
     check,
@@ -30,8 +29,17 @@ from contestants import (
     is_installed,
     make_layer,
 )
-from goals import GOALS, KINDS, Result
-from measure import DTYPES, Memory, interleaved, print_figures, quartiles_ms, write_json
+from measure import (
+    DTYPES,
+    Memory,
+    add_machine,
+    interleaved,
+    make_parser,
+    print_figures,
+    quartiles_ms,
+    write_json,
+)
+from targets import KINDS, TARGETS, Result
 from tqdm import tqdm
 
 WARMUPS = 2
@@ -45,16 +53,16 @@ def main(argv=None):
     works = works_to_sweep(args)
     layers = [layer for layer in args.layers if can_train(layer, works[0].shrunk(), args)]
     sweep = [tuple((layer, work) for layer in layers) for work in works]
-    goals = GOALS if args.table else ()
-    groups = dict.fromkeys([*sweep, *(goal.group(layers) for goal in goals)])
+    targets = TARGETS if args.table else ()
+    groups = dict.fromkeys([*sweep, *(target.group(layers) for target in targets)])
     for layer, work in dict.fromkeys((layer, work.shrunk()) for g in groups for layer, work in g):
-        if layer not in (TEXTBOOK, FFN):
+        if layer not in (BASELINE, FFN):
             check(layer, work, args.device)
 
     results = {group: measure(group, args) for group in tqdm(groups)}
     for measured in results.values():
         report(measured)
-    table = [row for goal in goals for row in goal.figures(results[goal.group(layers)])]
+    table = [row for target in targets for row in target.figures(results[target.group(layers)])]
     print_figures(table)
     records = [record for measured in results.values() for record in records_of(measured)]
     if args.json:
@@ -169,7 +177,7 @@ def records_of(measured):
             "dtype": result.dtype,
             "times_faster_than": {
                 other: result.times_faster(measured[other, work])
-                for other in (TEXTBOOK, PYPI)
+                for other in (BASELINE, PYPI)
                 if (other, work) in measured
             },
         }
@@ -180,7 +188,7 @@ def records_of(measured):
 def report(measured):
     """Prints the results of entries that were measured together, a work at a time."""
     for work in dict.fromkeys(work for _, work in measured):
-        others = [other for other in (TEXTBOOK, PYPI) if (other, work) in measured]
+        others = [other for other in (BASELINE, PYPI) if (other, work) in measured]
         brackets = f"; in brackets: times faster than {' and '.join(others)}" if others else ""
         print(f"\n{work}{brackets}")
         print(f"{'median, middle half of the rounds':36}{'forward, ms':26}{'step, ms':32}step, MiB")
@@ -238,30 +246,12 @@ def plot(args, sweep):
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, default in {
-        "tokens": [256, 64, 1024, 4096],
-        "subkeys": [512, 256, 1024, 2048],
-    }.items():
-        parser.add_argument(
-            f"--{name}", type=int, nargs="+", default=default, help=f"(default: {default})"
-        )
-    for name, default in {
-        "dim": 64,
-        "heads": 4,
-        "topk": 32,
-        "key-dim": 256,
-        "repeats": 15,
-        "threads": torch.get_num_threads(),
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
+    sweeps = {"tokens": [256, 64, 1024, 4096], "subkeys": [512, 256, 1024, 2048]}
+    sizes = {"dim": 64, "heads": 4, "topk": 32, "key-dim": 256, "repeats": 15}
+    parser = make_parser(__doc__, {**sweeps, **sizes})
+    add_machine(parser)
     parser.add_argument("--layers", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--table", action="store_true", help="measure the README's table too")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
-    parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--plot", help="picture of the medians to write, .png")
     return parser.parse_args(argv)
 

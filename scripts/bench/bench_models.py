@@ -12,15 +12,16 @@ with --memory-efficient-bf16. A model is an architecture, which options may foll
 pkm_roberta_base:pkm_grad=sparse.
 """
 
-import argparse
 from ast import literal_eval
 
 import torch
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 from measure import (
     DTYPES,
+    add_machine,
     figure,
     interleaved,
+    make_parser,
     median_ratio,
     print_figures,
     quartiles_ms,
@@ -153,20 +154,11 @@ def option(text):
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    numbers = {"batch": 8, "length": 256, "vocabulary": 50265, "repeats": 7}
+    parser = make_parser(__doc__, numbers)
     for name, default in {"inference": [BASE, LARGE, MEMORY], "training": [BASE, MEMORY]}.items():
         text = f"models to measure (default: {' '.join(default)})"
         parser.add_argument(f"--{name}", nargs="*", default=default, metavar="MODEL", help=text)
-    for name, default in {
-        "batch": 8,
-        "length": 256,
-        "vocabulary": 50265,
-        "repeats": 7,
-        "threads": torch.get_num_threads(),
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
     parser.add_argument(
         "--set",
         type=option,
@@ -175,9 +167,7 @@ def parse_args(argv):
         metavar="NAME=VALUE",
         help="options of all models, as pkm_subkeys=1024 or encoder_layers=2",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
-    parser.add_argument("--json", help="file to write the results to")
+    add_machine(parser)
     return parser.parse_args(argv)
 
 

@@ -7,15 +7,23 @@ bytes that they have to, beside a copy of the table. Without gradients, the torc
 torch's EmbeddingBag; with them, that stands beside both.
 """
 
-import argparse
 import os
 from functools import partial
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from contestants import TEXTBOOK, dtype_of
-from measure import DTYPES, compare, interleaved, median_ratio, quartiles_ms, write_json
+from contestants import BASELINE, dtype_of
+from measure import (
+    DTYPES,
+    add_machine,
+    compare,
+    interleaved,
+    make_parser,
+    median_ratio,
+    quartiles_ms,
+    write_json,
+)
 
 from pkm_fairseq.ops import (
     KeptDenseGradient,
@@ -114,7 +122,7 @@ def make_works(args):
         name: {form: partial(in_form, form, work) for form in FORMS}
         for name, work in in_forms.items()
     }
-    dtype = dtype_of(TEXTBOOK, values.dtype, args.device)
+    dtype = dtype_of(BASELINE, values.dtype, args.device)
     works[DENSE_BACKWARD][EMBEDDING_BAG] = bag_backward(
         embedding_bag, values.to(dtype), slots, weights, grad_output.to(dtype)
     )
@@ -268,24 +276,9 @@ def report(args, results):
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, default in {
-        "tokens": 2048,
-        "dim": 768,
-        "subkeys": 512,
-        "heads": 4,
-        "topk": 32,
-        "key-dim": 256,
-        "repeats": 15,
-        "threads": torch.get_num_threads(),
-        "seed": 1,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
-    parser.add_argument("--json", help="file to write the results to")
+    sizes = {"tokens": 2048, "dim": 768, "subkeys": 512, "heads": 4, "topk": 32, "key-dim": 256}
+    parser = make_parser(__doc__, {**sizes, "repeats": 15, "seed": 1})
+    add_machine(parser)
     return parser.parse_args(argv)
 
 

@@ -6,14 +6,13 @@ by pkm_adam's step. Memory is what each has resident more than before; bytes are
 through the loopback interface meanwhile, of the reads and their gradients: keep the machine quiet.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from measure import Memory, write_json
+from measure import Memory, make_parser, write_json
 
 from pkm_fairseq.modules.value_table import ValueTable
 from pkm_fairseq.optim.lazy_adam import LazyAdam
@@ -36,11 +35,8 @@ def main():
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
     sizes = {"subkeys": 512, "value-dim": 256, "tokens": 2048, "heads": 4, "topk": 32}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4])
+    parser = make_parser(__doc__, {**sizes, "shards": [1, 2, 4]})
     parser.add_argument("--grad", choices=["dense", "sparse"], default="dense")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     return parser.parse_args()

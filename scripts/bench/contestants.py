@@ -8,17 +8,17 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from baseline import BaselineMemory
 from measure import compare
-from textbook import TextbookMemory
 from torch import nn
 
 from pkm_fairseq.modules import ProductKeyMemory
 from pkm_fairseq.optim import LazyAdam
 
-TEXTBOOK, PYPI, FFN = "textbook", "product-key-memory", "ffn"
+BASELINE, PYPI, FFN = "baseline", "product-key-memory", "ffn"
 DENSE, SPARSE = "ours, dense", "ours, sparse"
 # How many times the bytes of the table each holds between steps, and at its peak.
-TABLES = {TEXTBOOK: (3, 6), PYPI: (3, 6), DENSE: (4, 4), SPARSE: (3, 3.5), FFN: (0, 0)}
+TABLES = {BASELINE: (3, 6), PYPI: (3, 6), DENSE: (4, 4), SPARSE: (3, 3.5), FFN: (0, 0)}
 MAX_NORM = 1.0
 # Of the largest number: sums of some hundred products, in another order.
 TOLERANCE = 1e-4
@@ -74,8 +74,8 @@ def is_installed(name):
 
 
 def make_layer(name, work):
-    if name == TEXTBOOK:
-        return TextbookMemory(work.dim, **work.memory_options)
+    if name == BASELINE:
+        return BaselineMemory(work.dim, **work.memory_options)
     if name == PYPI:
         return PyPIMemory(work)
     if name == FFN:
@@ -91,7 +91,7 @@ def dtype_of(name, dtype, device):
     That of older torch's EmbeddingBag on CUDA cannot be bfloat16, for want of the gradient of its
     weights: float16 moves as many bytes.
     """
-    if name not in (TEXTBOOK, PYPI) or dtype != torch.bfloat16:
+    if name not in (BASELINE, PYPI) or dtype != torch.bfloat16:
         return dtype
     values = torch.ones(1, 1, dtype=dtype, device=device, requires_grad=True)
     slots = torch.zeros(1, 1, dtype=torch.int64, device=device)
@@ -171,33 +171,33 @@ class Contestant:
 
 
 def check(name, work, device="cpu"):
-    """Compares what a layer reads, its gradients and an update with the textbook's.
+    """Compares what a layer reads, its gradients and an update with the baseline's.
 
     Raises:
         ValueError: where they differ.
     """
     torch.manual_seed(1)
     layer = make_layer(name, work)
-    textbook = make_layer(TEXTBOOK, work)
+    baseline = make_layer(BASELINE, work)
     if name == PYPI:
         # It normalises each half of a query by itself, and its queries have no bias.
         halves = (2 * work.heads, work.key_dim // 2)
-        textbook.query_norm = nn.Sequential(
+        baseline.query_norm = nn.Sequential(
             nn.Unflatten(1, halves), nn.LayerNorm(halves[1]), nn.Flatten()
         )
-        textbook.query.bias.requires_grad_(False).zero_()
-    textbook.load_state_dict(in_textbook_form(layer, lambda p: p.detach()), strict=False)
+        baseline.query.bias.requires_grad_(False).zero_()
+    baseline.load_state_dict(in_baseline_form(layer, lambda p: p.detach()), strict=False)
     # With such an eps an update is nearly proportional to its gradient, rounding errors too.
     ours, expected = (
-        Contestant(layer, work, device, eps=1.0, lr=1.0) for layer in (layer, textbook)
+        Contestant(layer, work, device, eps=1.0, lr=1.0) for layer in (layer, baseline)
     )
 
     def compare_here(what, result, other):
-        compare(f"{name} differs from the textbook: {what}, at {work}", result, other, TOLERANCE)
+        compare(f"{name} differs from the baseline: {what}, at {work}", result, other, TOLERANCE)
 
     def compare_all(what, read):
-        others = in_textbook_form(textbook, read)
-        for parameter, result in in_textbook_form(layer, read).items():
+        others = in_baseline_form(baseline, read)
+        for parameter, result in in_baseline_form(layer, read).items():
             compare_here(f"{what} of {parameter}", result, others[parameter])
 
     compare_here("what is read", ours.forward(), expected.forward())
@@ -205,17 +205,17 @@ def check(name, work, device="cpu"):
         contestant.backward()
     compare_here("the gradient of the tokens", ours.x.grad, expected.x.grad)
     compare_all("the gradient", lambda p: p.grad.to_dense())
-    before = in_textbook_form(textbook, lambda p: p.detach().clone())
+    before = in_baseline_form(baseline, lambda p: p.detach().clone())
     for contestant in (ours, expected):
         contestant.update()
-    results, others = (in_textbook_form(each, lambda p: p.detach()) for each in (layer, textbook))
+    results, others = (in_baseline_form(each, lambda p: p.detach()) for each in (layer, baseline))
     for parameter, result in results.items():
         start = before[parameter]
         compare_here(f"the update of {parameter}", result - start, others[parameter] - start)
 
 
-def in_textbook_form(layer, read):
-    """Returns ``read`` of each parameter that is trained, under the textbook's name and shape."""
+def in_baseline_form(layer, read):
+    """Returns ``read`` of each parameter that is trained, under the baseline's name and shape."""
     tensors = {
         name: read(parameter)
         for name, parameter in layer.named_parameters()

@@ -1,5 +1,6 @@
 """What the benchmarks share: works timed in turn, peak memory, figures, the record of a run."""
 
+import argparse
 import ctypes
 import gc
 import json
@@ -21,6 +22,27 @@ CLEARED_BYTES = 2**30
 # Below it, all numbers are rounding: a bias before a BatchNorm has no gradient.
 FLOOR = 1e-2
 PACKAGES = ("torch", "numpy", "numba", "triton", "fairseq", "fairseq-fixed", "product-key-memory")
+
+
+def make_parser(description, numbers):
+    """Returns a parser of a benchmark's numbers; a list among the defaults stands for several."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in numbers.items():
+        several = {"nargs": "+"} if isinstance(default, list) else {}
+        text = f"(default: {default})"
+        parser.add_argument(f"--{name}", type=int, default=default, help=text, **several)
+    return parser
+
+
+def add_machine(parser):
+    """Adds the options of where a benchmark runs, in which dtype, and where it writes to."""
+    threads = torch.get_num_threads()
+    parser.add_argument("--threads", type=int, default=threads, help=f"(default: {threads})")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
+    parser.add_argument("--json", help="file to write the results to")
 
 
 def interleaved(works, repeats, device="cpu", before_round=None):

@@ -4,11 +4,10 @@ Trains a small pkm_roberta with Adam, one update with counting and one without i
 the ratio of their times and of the counting's own time to an update.
 """
 
-import argparse
 from contextlib import nullcontext
 
 import torch
-from measure import interleaved, median_ratio, quartiles_ms
+from measure import interleaved, make_parser, median_ratio, quartiles_ms
 from roberta import make_model, make_task
 
 from pkm_fairseq.usage.metrics import add_reads, make_counts
@@ -58,20 +57,9 @@ def main():
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, default in {
-        "tokens": 4096,
-        "dim": 256,
-        "layers": 4,
-        "memories": 1,
-        "subkeys": 128,
-        "heads": 4,
-        "topk": 32,
-        "updates": 20,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
+    sizes = {"tokens": 4096, "dim": 256, "layers": 4, "memories": 1}
+    memory = {"subkeys": 128, "heads": 4, "topk": 32}
+    parser = make_parser(__doc__, {**sizes, **memory, "updates": 20})
     parser.add_argument("--per-head", action="store_true", help="count each head by itself")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     return parser.parse_args()

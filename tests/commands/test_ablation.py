@@ -10,42 +10,30 @@ TINY = ROOT / "user_dir_examples/ablation/tiny.yaml"
 
 
 def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
-    glue, dest = tmp_path / "glue", tmp_path / "dest"
-    sample = ROOT / "scripts/sample_task.py"
-    run("python", sample, "--text", text / "train.txt", "--dest", glue)
-    for path in (glue / "CoLA").glob("*.tsv"):
-        path.write_text("\n".join(path.read_text().splitlines()[:40]) + "\n")
-    changes = [
-        "vocab_size=300",
-        "updates=10",
-        "validate_every=10",
-        "finetuning.seeds=[1]",
-        "finetuning.tasks.CoLA=6",
-    ]
+    dest = tmp_path / "dest"
+    changes = ["vocab_size=300", "updates=4", "validate_every=4"]
     command = ["python", ROOT / "scripts/ablation/run.py", TINY, *changes, "--corpus", text]
-    command += ["--glue", glue, "--dest", dest, "--rows", "d", "--only", "finetuning"]
+    command += ["--dest", dest, "--rows", "d", "--only", "pretraining"]
     run_until("d.1: memory pretraining", *command)
     made_before = (dest / "data/done.json").read_text()
     assert "data: data" not in run(*command)
     assert (dest / "data/done.json").read_text() == made_before
 
     results = json.loads((dest / "results.json").read_text())
-    row = results["rows"]["d"]["runs"]["1"]
-    assert [update for update, _ in row["history"]["ppl"]] == [10]
-    assert 0 < row["validation"]["figures"]["pkm_top1_usage"] <= 1
-    assert 0 < abs(row["without_memory"]["ppl"] - row["validation"]["figures"]["ppl"]) < 100
+    (row,) = results["runs"]
+    assert (row["row"], row["seed"], row["updates"]) == ("d", 1, 4)
+    assert 0 < row["pkm_top1_usage"] <= 1
+    assert 0 < abs(row["ppl_values_zero"] - row["ppl"]) < 100
     whole = load_model_state(dest / "d.1/checkpoint_last.pt")
     empty = load_model_state(dest / "d.1.empty/checkpoint.pt")
     for name, tensor in whole.items():
         kept = not name.endswith("pkm.values.weight")
         assert torch.equal(empty[name], tensor if kept else torch.zeros_like(tensor))
-    assert 0 <= row["finetuning"]["CoLA"]["drift"]["1"] <= 1
-    assert row["finetuning"]["CoLA"]["best"]["1"] >= row["finetuning"]["CoLA"]["last"]["1"]
-    assert -100 <= row["finetuning"]["CoLA"]["without_memory"]["1"] <= 100
-    assert results["rows"]["a"]["runs"]["1"] is None
     assert results["data"]["unigram_perplexity"] > 1
-    assert row["pretraining"]["command"].startswith("fairseq-train DEST/data/text --user-dir")
+    made = json.loads((dest / "d.1/done.json").read_text())
+    assert made["command"].startswith("fairseq-train DEST/data/text --user-dir")
+    assert made["seconds"] == row["seconds"]
     table = (dest / "results.md").read_text().splitlines()
-    assert f" {row['validation']['figures']['ppl']:.1f} " in table[2]
+    assert f" {row['ppl']:.1f} " in table[2]
     assert table[-1] == "Not run: a, b, c, e, f."
     assert (dest / "results.png").read_bytes().startswith(b"\x89PNG")

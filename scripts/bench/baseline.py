@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-class TextbookMemory(nn.Module):
+class BaselineMemory(nn.Module):
     """The memory layer of Lample et al. 2019 (arXiv 1907.05242), section 3.
 
     Its parameters have the names and shapes of ``pkm_fairseq.modules.ProductKeyMemory``.

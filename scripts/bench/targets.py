@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import List, Tuple
 
-from contestants import DENSE, PYPI, SPARSE, TEXTBOOK, Work
+from contestants import BASELINE, DENSE, PYPI, SPARSE, Work
 from measure import figure, median_ratio
 
 KINDS = ("forward", "step")
@@ -24,7 +24,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Goal:
+class Target:
     """A figure that is to be reached. An entry, (layer, work), is measured against ``base``.
 
     ``kind`` forward or step compares times, memory the bytes of a step with those of the table.
@@ -45,7 +45,7 @@ class Goal:
         return tuple(entry for entry in entries if entry[0] in layers)
 
     def figures(self, results):
-        """Returns the goal beside what was measured, for each of its entries."""
+        """Returns the target beside what was measured, for each of its entries."""
         return [
             figure(f"{self.what} ({entry[0]})", self.bound, self.value, self._of(entry, results))
             for entry in self.entries
@@ -63,29 +63,29 @@ class Goal:
 BASE = Work(tokens=2048, dim=768, subkeys=512)
 MILLION = Work(tokens=256, dim=256, subkeys=1024)
 LARGEST, SMALLEST = (Work(tokens=256, dim=64, subkeys=subkeys) for subkeys in (2048, 256))
-STOCK = ((TEXTBOOK, BASE), (PYPI, BASE))
-GOALS = (
-    Goal(
+STOCK = ((BASELINE, BASE), (PYPI, BASE))
+TARGETS = (
+    Target(
         "forward, 2,048 tokens, dim 768, 512² slots: time against that of ours, dense",
         *("at least", 1.8, "forward", STOCK, (DENSE, BASE)),
     ),
-    Goal(
+    Target(
         "step, the same",
         *("at least", 4.5, "step", STOCK, (DENSE, BASE)),
     ),
-    Goal(
+    Target(
         "step, the same: time against that of ours, sparse",
         *("at least", 4.5, "step", STOCK, (SPARSE, BASE)),
     ),
-    Goal(
+    Target(
         "step, 256 tokens, dim 256, 1,024² slots: time against that of ours, sparse",
-        *("at least", 35, "step", ((TEXTBOOK, MILLION),), (SPARSE, MILLION)),
+        *("at least", 35, "step", ((BASELINE, MILLION),), (SPARSE, MILLION)),
     ),
-    Goal(
+    Target(
         "step, 256 tokens, dim 64: time at 2,048² slots against that at 256²",
         *("at most", 1.5, "step", ((SPARSE, LARGEST),), (SPARSE, SMALLEST)),
     ),
-    Goal(
+    Target(
         "step, 256 tokens, dim 64, 2,048² slots: peak memory against the table's",
         *("at most", 0.15, "memory", ((SPARSE, LARGEST),), (SPARSE, LARGEST)),
     ),
