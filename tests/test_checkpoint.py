@@ -116,7 +116,7 @@ def test_the_log_counts_the_tensors_of_the_file_and_names_a_fresh_head(layout, c
     model.register_classification_head("glue", num_classes=2)
     with caplog.at_level("INFO"):
         model.load_state_dict(dict(loaded))
-    notes = [record.message for record in caplog.records if "pkm_roberta" in record.name]
+    notes = [record.message for record in caplog.records if "pkm_fairseq" in record.name]
     head = sum("classification_heads.old" in key for key in loaded)
     assert head == 4
     assert notes[-2:] == [
