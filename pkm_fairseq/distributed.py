@@ -64,7 +64,7 @@ class Shard:
         count: N.
 
     Raises:
-        ValueError: if the workers cannot be grouped so.
+        RefusalError: if the workers cannot be grouped so.
     """
 
     def __init__(self, count):

@@ -68,7 +68,7 @@ def bpe_options(task):
     """Returns the options of the BPE that a task was started with.
 
     Raises:
-        ValueError: if there is none, without which fairseq would not mask whole words.
+        RefusalError: if there is none, without which fairseq would not mask whole words.
     """
     everything = task.cfg._get_parent()
     bpe = everything and everything.get("bpe")
@@ -118,7 +118,7 @@ def name_a_file_without_average(stock, path):
     before its own check; until that comes first.
 
     Raises:
-        ValueError: if the checkpoint has no average, naming it.
+        RefusalError: if the checkpoint has no average, naming it.
     """
     try:
         return stock(path)

@@ -1,7 +1,5 @@
 """The shipped configs are complete: each names every option of the memory and builds its model."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from fairseq.dataclass.configs import CommonConfig
@@ -14,10 +12,8 @@ from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.criterions import UsageConfig
 from pkm_fairseq.optim import PKMAdamConfig
 from pkm_fairseq.tasks.masked_lm import PKMMaskedLMConfig
+from tests.shipped import CONFIGS, EXAMPLES, load_config
 
-EXAMPLES = Path(__file__).parents[1] / "user_dir_examples"
-# The ablation's are no configurations of fairseq: tests/test_ablation.py has them read.
-CONFIGS = sorted({*EXAMPLES.rglob("*.yaml")} - {*EXAMPLES.glob("ablation/*.yaml")})
 OPTIONS = {"model": PKMConfig, "task": PKMMaskedLMConfig, "criterion": UsageConfig}
 
 
@@ -27,7 +23,7 @@ def pkm_options(names):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(EXAMPLES)))
 def test_a_config_names_every_option_and_they_work_together(path):
-    config = OmegaConf.load(path)
+    config = load_config(path)
     config.task.data = "some/data"
     model = config.model
     given = dict(OPTIONS)
@@ -48,7 +44,7 @@ def test_a_config_names_every_option_and_they_work_together(path):
 
 def test_every_config_gives_each_job_of_a_sweep_a_folder_and_reads_from_where_it_was_started():
     for path in CONFIGS:
-        config = OmegaConf.to_container(OmegaConf.load(path))
+        config = OmegaConf.to_container(load_config(path))
         assert config["hydra"]["sweep"]["subdir"] == "${hydra.runtime.cwd}", path
         assert config["hydra"]["job"]["id"] == "", path
         assert config["checkpoint"]["save_dir"].endswith("${hydra:job.id}"), path
@@ -56,7 +52,7 @@ def test_every_config_gives_each_job_of_a_sweep_a_folder_and_reads_from_where_it
 
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_a_full_size_config_has_the_memory_of_its_architecture(name):
-    model = OmegaConf.load(EXAMPLES / "pretraining" / f"{name}.yaml").model
+    model = load_config(EXAMPLES / "pretraining" / f"{name}.yaml").model
     given = PKMConfig.from_args(model)
     preset = OmegaConf.create({"max_positions": 512})
     ARCH_CONFIG_REGISTRY[model._name](preset)
@@ -65,7 +61,7 @@ def test_a_full_size_config_has_the_memory_of_its_architecture(name):
 
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_a_full_size_config_trains_in_a_half_precision_that_its_optimizer_takes(name, monkeypatch):
-    given = OmegaConf.load(EXAMPLES / "pretraining" / f"{name}.yaml")
+    given = load_config(EXAMPLES / "pretraining" / f"{name}.yaml")
     outside = {"amp": False, "zero_sharding": "none", "store_ema": False, "use_bmuf": False}
     optimizer = {**OmegaConf.to_container(given.optimizer), **outside, "lr": given.optimization.lr}
     common = {**vars(CommonConfig()), **OmegaConf.to_container(given.common)}
@@ -92,6 +88,17 @@ def test_a_full_size_config_trains_in_a_half_precision_that_its_optimizer_takes(
 
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_a_full_size_config_trains_on_batches_of_1024_sentences(name):
-    config = OmegaConf.load(EXAMPLES / "pretraining" / f"{name}.yaml")
+    config = load_config(EXAMPLES / "pretraining" / f"{name}.yaml")
     gpus = 8
     assert gpus * config.dataset.batch_size * config.optimization.update_freq[0] == 1024
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_no_key_stands_in_a_config_and_in_what_it_shares(path):
+    # The order of the two is not to matter: fairseq merges its own defaults with the first.
+    config = OmegaConf.load(path)
+    for name in config.pop("defaults", []):
+        if name != "_self_":
+            shared = OmegaConf.load(path.with_name(f"{name}.yaml"))
+            for group in config.keys() & shared.keys():
+                assert not config[group].keys() & shared[group].keys(), group

@@ -43,7 +43,7 @@ def check_state_dict(loaded):
     """Refuses what is no state dict.
 
     Raises:
-        ValueError: naming what is none.
+        RefusalError: naming what is none.
     """
     if not isinstance(loaded, dict):
         raise RefusalError(f"the checkpoint's model is a {type(loaded).__name__}, not a dict")
@@ -72,7 +72,7 @@ def fit_checkpoint(loaded, model, file=None):
         that say what was taken, made fresh and dropped; empty where all was taken as it is.
 
     Raises:
-        ValueError: if the checkpoint cannot fit, naming the shapes and the options to change.
+        RefusalError: if the checkpoint cannot fit, naming the shapes and the options to change.
     """
     if not any(key.endswith("sentence_encoder.embed_tokens.weight") for key in loaded):
         raise RefusalError("the checkpoint is no RoBERTa: it lacks sentence_encoder.embed_tokens")
@@ -167,7 +167,7 @@ def check_same_memory(loaded, model):
         model: state dict of the model that is to take it.
 
     Raises:
-        ValueError: naming every option that differs, with its value in the checkpoint.
+        RefusalError: naming every option that differs, with its value in the checkpoint.
     """
     theirs, ours = memory_options(loaded), memory_options(model)
     if not ours:

@@ -18,6 +18,7 @@ from pkm_fairseq.checkpoints.conversion import memory_options
 from pkm_fairseq.checkpoints.models import stand_in_task, with_model, write_checkpoint
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.models.hub import make_ours
+from pkm_fairseq.refusals import RefusalError
 
 from .arguments import add_user_dir, refuse_existing
 
@@ -53,17 +54,17 @@ def add_memory(args):
     """Returns the checkpoint with memories in its model, and none of its training's state.
 
     Raises:
-        ValueError: if it cannot be read, has a memory already, or none of these can be made.
+        RefusalError: if it cannot be read, has a memory already, or none of these can be made.
     """
     checkpoint = checkpoint_utils.load_checkpoint_to_cpu(str(args.checkpoint))
     state = checkpoint["model"]
     if memory_options(state):
-        raise ValueError(f"{args.checkpoint} has a memory already")
+        raise RefusalError(f"{args.checkpoint} has a memory already")
     options = {name: value for name, value in vars(args).items() if name.startswith("pkm_")}
     if not options.get("pkm_layers"):
-        raise ValueError("--pkm-layers is missing: name the layers that are to hold a memory")
+        raise RefusalError("--pkm-layers is missing: name the layers that are to hold a memory")
     if options.get("pkm_table_dtype") not in (None, "model"):
-        raise ValueError("--pkm-table-dtype is for loading what was trained: remove it")
+        raise RefusalError("--pkm-table-dtype is for loading what was trained: remove it")
     trained = checkpoint["cfg"].model
     make_ours(trained, options, args.arch)
     model = ARCH_MODEL_REGISTRY[args.arch].build_model(trained, stand_in_task(state))

@@ -9,6 +9,7 @@ and vocab.bpe, or tokenizer.json. Downloads nothing. Needs: pip install "pkm_fai
 from pathlib import Path
 
 from pkm_fairseq.files import atomic_folder
+from pkm_fairseq.refusals import RefusalError
 
 from .arguments import refuse_existing
 
@@ -33,9 +34,9 @@ def run(args):
         with atomic_folder(args.dest) as dest:
             convert(args.folder, dest)
     except KeyError as error:
-        raise ValueError(
+        raise RefusalError(
             f"{args.folder}: {error} is missing in config.json or in the weights"
         ) from error
     except (ValueError, OSError, SafetensorError) as error:
-        raise ValueError(f"{args.folder}: {error}") from error
+        raise RefusalError(f"{args.folder}: {error}") from error
     print(f"made {args.dest}")

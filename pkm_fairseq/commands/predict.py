@@ -16,6 +16,7 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from pkm_fairseq.config import TABLE_DTYPES
 from pkm_fairseq.files import atomic_write
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.task_data.glue import TASKS, submission_files
 from pkm_fairseq.task_data.task import is_test, read_description
 from pkm_fairseq.tasks.labels import class_names
@@ -29,7 +30,7 @@ def run(args):
     """Writes a file for each split.
 
     Raises:
-        ValueError: if checkpoint and data do not go together, naming what to change.
+        RefusalError: if checkpoint and data do not go together, naming what to change.
     """
     files = choose_files(args)
     model, task = load(args)
@@ -68,16 +69,16 @@ def check_arguments(args, parser):
 def choose_files(args):
     """Returns the name of the file to write for each split."""
     if not args.checkpoint.is_file():
-        raise ValueError(f"--checkpoint {args.checkpoint} is not a file")
+        raise RefusalError(f"--checkpoint {args.checkpoint} is not a file")
     if not (args.data / "input0" / "dict.txt").is_file():
-        raise ValueError(f"--data {args.data} was not made by pkm-fairseq prepare-task")
+        raise RefusalError(f"--data {args.data} was not made by pkm-fairseq prepare-task")
     if args.task:
         return submission_files(args.task)
     there = sorted(path.stem for path in (args.data / "input0").glob("*.idx"))
     splits = args.split or [*filter(is_test, there)]
     if not splits or not {*splits} <= {*there}:
         wanted = f"--split {' '.join(args.split)}" if args.split else "a test set"
-        raise ValueError(
+        raise RefusalError(
             f"--data {args.data} does not have {wanted}: give --split and any of {', '.join(there)}"
         )
     return {split: f"{split}.tsv" for split in splits}
@@ -87,7 +88,7 @@ def load(args):
     """Returns the finetuned model and its task.
 
     Raises:
-        ValueError: if they do not go with the data.
+        RefusalError: if they do not go with the data.
     """
     # A row longer than the model reads must get a prediction too.
     overrides = {"data": str(args.data), "shorten_method": "truncate"}
@@ -98,13 +99,13 @@ def load(args):
         (model,), _, task = load_model_ensemble_and_task([str(args.checkpoint)], overrides)
     except FileNotFoundError as error:
         # A pretraining's checkpoint looks for data of another layout.
-        raise ValueError(
+        raise RefusalError(
             f"--checkpoint {args.checkpoint} is not finetuned on a task like --data: {error}"
         ) from error
     except ValueError as error:
-        raise ValueError(f"--checkpoint {args.checkpoint} cannot be used: {error}") from error
+        raise RefusalError(f"--checkpoint {args.checkpoint} cannot be used: {error}") from error
     if args.pkm_table_dtype and not getattr(model, "memories", dict)():
-        raise ValueError(
+        raise RefusalError(
             f"--pkm-table-dtype {args.pkm_table_dtype} has no effect: "
             f"--checkpoint {args.checkpoint} has no memory; remove it"
         )
@@ -120,18 +121,18 @@ def check_official(args, task):
     wanted = TASKS[args.task]
     classes = len(wanted.classes) or 1
     if task.cfg.num_classes != classes:
-        raise ValueError(
+        raise RefusalError(
             f"--checkpoint {args.checkpoint} has {task.cfg.num_classes} classes, "
             f"but --task {args.task} has {classes}"
         )
     if wanted.classes:
         found = {*class_names(task.label_dictionary)}
         if found != {*wanted.classes}:
-            raise ValueError(
+            raise RefusalError(
                 f"--data {args.data} is not of --task {args.task}: its classes are {found}"
             )
     if (args.data / "input1").is_dir() != (len(wanted.sentences) == 2):
-        raise ValueError(
+        raise RefusalError(
             f"--data {args.data} is not of --task {args.task}: its rows are of other length"
         )
 
@@ -141,11 +142,11 @@ def check_classes(args, task):
     folder = args.data / "label" / "dict.txt"
     if task.cfg.regression_target:
         if folder.is_file():
-            raise ValueError(f"--checkpoint {args.checkpoint} gives scores, {folder} has classes")
+            raise RefusalError(f"--checkpoint {args.checkpoint} gives scores, {folder} has classes")
         return
     names = class_names(task.label_dictionary)
     if len(names) != task.cfg.num_classes:
-        raise ValueError(
+        raise RefusalError(
             f"--checkpoint {args.checkpoint} has {task.cfg.num_classes} classes, but {folder} has "
             f"{len(names)}: {', '.join(names)}"
         )

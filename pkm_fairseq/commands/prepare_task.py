@@ -13,6 +13,7 @@ from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.task_data.binary import Encoder, start_worker
 from pkm_fairseq.task_data.folders import Source, make
 from pkm_fairseq.task_data.glue import TASKS
@@ -37,7 +38,7 @@ def run(args):
     """Makes the folders.
 
     Raises:
-        ValueError: if something cannot be used, naming what to change.
+        RefusalError: if something cannot be used, naming what to change.
     """
     sources = glue_sources(args) if args.glue else [own_source(args)]
     encoder = Encoder(args)
@@ -134,7 +135,7 @@ def glue_sources(args):
     """Returns a source for each task to make.
 
     Raises:
-        ValueError: if one is not known or not there.
+        RefusalError: if one is not known or not there.
     """
     return [
         Source(
@@ -153,21 +154,21 @@ def choose_tasks(wanted, glue):
     """Returns the names of the tasks to make.
 
     Raises:
-        ValueError: if one is not known or not there.
+        RefusalError: if one is not known or not there.
     """
     there = [name for name in TASKS if (glue / name).is_dir()]
     names = there if wanted == "ALL" else wanted.split(",")
     for name in names:
         if name not in TASKS:
-            raise ValueError(
+            raise RefusalError(
                 f"--tasks {name} is not a GLUE task: choose ALL or among {', '.join(TASKS)}"
             )
         if name not in there:
-            raise ValueError(
+            raise RefusalError(
                 f"--glue {glue} has no folder {name}: put the official files of {name} there"
             )
     if not names:
-        raise ValueError(f"--glue {glue} has no folder of any task ({', '.join(TASKS)})")
+        raise RefusalError(f"--glue {glue} has no folder of any task ({', '.join(TASKS)})")
     return names
 
 

@@ -20,6 +20,7 @@ from fairseq import options
 from fairseq_cli import preprocess
 
 from pkm_fairseq.files import atomic_folder
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.text.dictionaries import check_fits, load_dictionary, load_encoder
 from pkm_fairseq.text.encoders import encoder_files, make_encoder
 from pkm_fairseq.text.text_files import Text, find_files
@@ -35,7 +36,7 @@ def run(args):
     """Makes DEST.
 
     Raises:
-        ValueError: if text, dictionary or encoder cannot be used, before the work where possible.
+        RefusalError: if text, dictionary or encoder cannot be used, before the work where possible.
     """
     if args.dest.exists():
         print(f"{args.dest} is there already: remove it to make it anew")
@@ -149,7 +150,7 @@ def train_sentencepiece(text, vocab_size, model):
         except RuntimeError as error:
             # Before it stands where in sentencepiece's source that is.
             reason = str(error).rpartition("] ")[2]
-            raise ValueError(
+            raise RefusalError(
                 f"--vocab-size {vocab_size} does not suit {text.title}: {reason}"
             ) from error
     if cut:

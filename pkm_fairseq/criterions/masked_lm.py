@@ -18,7 +18,7 @@ class PKMMaskedLMCriterion(MaskedLmLoss):
     """fairseq's masked_lm criterion; its task logs how much of the memory is used.
 
     Raises:
-        ValueError: if the task does not count, or an option cannot be.
+        RefusalError: if the task does not count, or an option cannot be.
     """
 
     def __init__(self, cfg, task):

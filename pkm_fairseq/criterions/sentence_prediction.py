@@ -24,7 +24,7 @@ class PKMSentencePredictionCriterion(SentencePredictionCriterion):
     """fairseq's sentence_prediction criterion; its task scores and logs memory usage.
 
     Raises:
-        ValueError: if the task is not the one that does, fairseq's own scoring is asked for as
+        RefusalError: if the task is not the one that does, fairseq's own scoring is asked for as
             well, or an option cannot be.
     """
 
@@ -42,7 +42,7 @@ class PKMSentencePredictionCriterion(SentencePredictionCriterion):
         """Same as in fairseq's criterion; the task records what is predicted in validation.
 
         Raises:
-            ValueError: if the rows have no labels.
+            RefusalError: if the rows have no labels.
         """
         if "target" not in sample:
             raise RefusalError(

@@ -57,7 +57,7 @@ def check_usage(cfg, task, name):
         name: of the criterion, and of the task that it needs.
 
     Raises:
-        ValueError: naming what to change.
+        RefusalError: naming what to change.
     """
     if not hasattr(task, "monitor"):
         raise RefusalError(

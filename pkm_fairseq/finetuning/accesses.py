@@ -18,7 +18,7 @@ def task_for(folder, cfg):
         cfg: the checkpoint's options.
 
     Raises:
-        ValueError: if there is no such data.
+        RefusalError: if there is no such data.
     """
     if os.pathsep in str(folder):
         raise RefusalError(

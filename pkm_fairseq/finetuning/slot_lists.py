@@ -71,7 +71,7 @@ def read_slots(path, sizes):
         A dict from the same layers to slots, (R,), int64, ascending.
 
     Raises:
-        ValueError: if the file is no list of slots of these tables.
+        RefusalError: if the file is no list of slots of these tables.
     """
     try:
         with open(path) as file:

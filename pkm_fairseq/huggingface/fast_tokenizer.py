@@ -5,6 +5,7 @@ import json
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.text.tokenizer_json import symbol_of
 
 ROLES = {
@@ -40,13 +41,13 @@ def write_renumbered(source, dictionary, dest, separators):
         What tokenizer_config.json has to say of the special tokens, by role.
 
     Raises:
-        ValueError: if the dictionary lacks tokens of the file.
+        RefusalError: if the dictionary lacks tokens of the file.
     """
     content = json.loads(source.read_text(encoding="utf-8"))
     old = Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
     lacking = [token for token in old if dictionary_name(token, old[token]) not in dictionary]
     if lacking:
-        raise ValueError(f"{source}: the dictionary lacks {len(lacking)} of its tokens")
+        raise RefusalError(f"{source}: the dictionary lacks {len(lacking)} of its tokens")
     new = {token: dictionary.index(dictionary_name(token, old[token])) for token in old}
     model = content["model"]
     if isinstance(model["vocab"], dict):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pkm_fairseq.checkpoints.models import stand_in_task
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.models import PKMRobertaModel
+from pkm_fairseq.refusals import RefusalError
 
 from .bert import as_roberta
 from .fast_tokenizer import dictionary_name
@@ -41,7 +42,7 @@ def convert(folder, dest):
     for symbol in symbols[dictionary.nspecial : -1]:
         dictionary.add_symbol(symbol)
     if len(dictionary) != len(symbols) - 1:
-        raise ValueError("two entries of the vocabulary are alike")
+        raise RefusalError("two entries of the vocabulary are alike")
     dictionary.save(str(dest / "dict.txt"))
     encoder.write(dict(zip(order, symbols)), dest)
     state = make_state(weights, order, config)
@@ -64,17 +65,17 @@ def read_config(folder):
     """Returns the folder's config.json.
 
     Raises:
-        ValueError: if fairseq has no such model.
+        RefusalError: if fairseq has no such model.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     given = config.get("model_type")
     if given not in MODEL_TYPES:
-        raise ValueError(f"model_type {given} is not among {', '.join(MODEL_TYPES)}")
+        raise RefusalError(f"model_type {given} is not among {', '.join(MODEL_TYPES)}")
     # A RoBERTa counts its positions from the padding index.
     required = REQUIRED if given == "bert" else {**REQUIRED, "pad_token_id": 1}
     for name, needed in required.items():
         if config.get(name, needed) != needed:
-            raise ValueError(f"fairseq has no {name} {config[name]} (only {needed})")
+            raise RefusalError(f"fairseq has no {name} {config[name]} (only {needed})")
     return config
 
 
@@ -87,7 +88,7 @@ def load_weights(folder, config):
     weights = {}
     for name in sorted(files):
         if not (folder / name).is_file():
-            raise ValueError(f"{name} is missing (of weights, only safetensors are read)")
+            raise RefusalError(f"{name} is missing (of weights, only safetensors are read)")
         weights.update(load_file(folder / name))
     if config["model_type"] == "bert":
         return as_roberta(weights, print)
@@ -203,7 +204,7 @@ def load_tokenizer(folder):
     """Returns the tokenizer of a folder, as transformers loads it.
 
     Raises:
-        ValueError: if there is none.
+        RefusalError: if there is none.
     """
     from transformers import AutoTokenizer
 
@@ -213,12 +214,12 @@ def load_tokenizer(folder):
         )
     except (OSError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise RefusalError(
             f"it has none of sentencepiece.bpe.model, vocab.json and tokenizer.json that can be "
             f"read: {reason}"
         ) from error
     if not tokenizer.is_fast:
-        raise ValueError("tokenizer.json is missing: save the folder's fast tokenizer there")
+        raise RefusalError("tokenizer.json is missing: save the folder's fast tokenizer there")
     return tokenizer
 
 
@@ -234,7 +235,7 @@ def read_vocabulary(folder, size, encoder):
         dictionary = Dictionary.load(str(listed))
         dictionary.add_symbol("<mask>")
         if len(dictionary) != size or dictionary.symbols[-1] != "<mask>":
-            raise ValueError(f"dict.txt has {len(dictionary)} entries, config.json {size}")
+            raise RefusalError(f"dict.txt has {len(dictionary)} entries, config.json {size}")
         return list(range(size)), dictionary.symbols
     tokenizer = load_tokenizer(folder)
     first = {
@@ -245,10 +246,10 @@ def read_vocabulary(folder, size, encoder):
     }
     special = {*first.values(), tokenizer.mask_token_id}
     if None in special or len(special) < 5:
-        raise ValueError("the tokenizer lacks one of cls, pad, sep, unk and mask")
+        raise RefusalError("the tokenizer lacks one of cls, pad, sep, unk and mask")
     tokens = {number: token for token, number in tokenizer.get_vocab().items()}
     if max(tokens) >= size:
-        raise ValueError(f"the tokenizer has {max(tokens) + 1} entries, config.json {size}")
+        raise RefusalError(f"the tokenizer has {max(tokens) + 1} entries, config.json {size}")
     rest = [row for row in range(size) if row not in special]
     names = [encoder.name(tokens.get(row, f"madeupword{row}")) for row in rest]
     return [*first.values(), *rest, tokenizer.mask_token_id], [*first, *names, "<mask>"]
@@ -271,7 +272,7 @@ def make_state(weights, order, config):
             continue
         new = to_fairseq(name, HEAD_NAME)
         if new is None:
-            raise ValueError(f"fairseq's RoBERTa has no place for {name}")
+            raise RefusalError(f"fairseq's RoBERTa has no place for {name}")
         state[new] = tensor[order] if name in DICTIONARY_KEYS else tensor
     if config.get("pkm_share_values"):
         layers = [f"{ENCODER}layers.{layer}.pkm.values.weight" for layer in config["pkm_layers"]]

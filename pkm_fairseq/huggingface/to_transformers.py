@@ -13,6 +13,7 @@ from pkm_fairseq.checkpoints.models import stand_in_task
 from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.models import PKMRobertaModel
 from pkm_fairseq.models.hub import find_bpe, make_ours
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.text.encoders import BPE_FILES
 
 from .names import HEAD, to_transformers
@@ -67,7 +68,7 @@ def export(args, dest):
     weights = convert(state, head, model.args.untie_weights_roberta)
     rows = len(weights["roberta.embeddings.word_embeddings.weight"])
     if len(dictionary) != rows:
-        raise ValueError(
+        raise RefusalError(
             f"--data {args.data} has a dictionary of {len(dictionary)} entries, "
             f"but the checkpoint has {rows}: name the data it was trained on"
         )
@@ -91,7 +92,7 @@ def load_model(checkpoint):
     """Returns a checkpoint's model, its tensors named as fairseq names them today.
 
     Raises:
-        ValueError: if it is of a model that transformers lacks.
+        RefusalError: if it is of a model that transformers lacks.
     """
     trained = checkpoint["cfg"].model
     make_ours(trained, {"load_checkpoint_heads": True})
@@ -99,12 +100,12 @@ def load_model(checkpoint):
     for name, needed in REQUIRED.items():
         given = getattr(model.args, name)
         if given != needed:
-            raise ValueError(f"transformers' RoBERTa has no {flag(name)} {given} (only {needed})")
+            raise RefusalError(f"transformers' RoBERTa has no {flag(name)} {given} (only {needed})")
     default = PKMConfig()
     for name, given in vars(PKMConfig.from_args(model.args)).items():
         only = getattr(default, name)
         if name not in MODELED | NOT_OF_MEMORY and given != only:
-            raise ValueError(f"{flag(name)} {given} cannot be exported (only {only})")
+            raise RefusalError(f"{flag(name)} {given} cannot be exported (only {only})")
     model.load_state_dict(checkpoint["model"])
     return model
 
@@ -113,7 +114,7 @@ def load_dictionaries(data):
     """Returns the dictionary of ``data``, <mask> included, and its labels, maybe none."""
     folder = data / "input0" if (data / "input0").is_dir() else data
     if not (folder / "dict.txt").is_file():
-        raise ValueError(f"--data {data} has no dict.txt")
+        raise RefusalError(f"--data {data} has no dict.txt")
     dictionary = Dictionary.load(str(folder / "dict.txt"))
     dictionary.add_symbol("<mask>")
     labels = []
@@ -129,7 +130,9 @@ def choose_head(state, wanted):
     if wanted in heads or not (wanted or heads):
         return wanted
     if wanted or len(heads) > 1:
-        raise ValueError(f"--head {wanted} is none of the checkpoint's: {', '.join(heads) or '-'}")
+        raise RefusalError(
+            f"--head {wanted} is none of the checkpoint's: {', '.join(heads) or '-'}"
+        )
     return heads[0]
 
 
@@ -141,7 +144,7 @@ def convert(state, head, untied):
         if new is None:
             if name.startswith(HEAD) or name.endswith(".version"):
                 continue
-            raise ValueError(f"transformers' RoBERTa has no place for {name}")
+            raise RefusalError(f"transformers' RoBERTa has no place for {name}")
         # The embeddings are the LM head's, too, and memories may share their values.
         if tensor.data_ptr() not in seen:
             weights[new] = tensor.detach().contiguous()
@@ -261,7 +264,7 @@ def read_figures(report, checkpoint):
         if Path(entry["file"]).resolve() == checkpoint.resolve()
     ]
     if not found:
-        raise ValueError(f"--report {report} has no figures of {checkpoint}")
+        raise RefusalError(f"--report {report} has no figures of {checkpoint}")
     return {**found[-1], "data": read["data"], "subset": read["subset"]}
 
 

@@ -53,7 +53,7 @@ class PKMRobertaHubInterface(RobertaHubInterface):
             pieces, special ones and those that fill it up, are left out.
 
         Raises:
-            ValueError: if the text has not one mask.
+            RefusalError: if the text has not one mask.
         """
         spans = masked_input.split(MASK)
         if len(spans) != 2:
@@ -145,7 +145,7 @@ def find_bpe(bpe, given, folders):
         The options to give to fairseq.
 
     Raises:
-        ValueError: if files are missing; fairseq itself would try to download them.
+        RefusalError: if files are missing; fairseq itself would try to download them.
     """
     if bpe is not None and bpe not in BPE_FILES:
         raise RefusalError(f"bpe={bpe} is not {' or '.join(BPE_FILES)}")

@@ -116,7 +116,7 @@ class PKMRobertaModel(RobertaModel):
         """Builds the model from the options of either command line.
 
         Raises:
-            ValueError: if options are unknown, wrong, or cannot work together, naming them.
+            RefusalError: if options are unknown, wrong, or cannot work together, naming them.
         """
         if OmegaConf.is_config(args):
             OmegaConf.set_struct(args, False)
@@ -144,7 +144,7 @@ class PKMRobertaModel(RobertaModel):
         """Makes a checkpoint fit, with or without memory, whichever way fairseq loads it.
 
         Raises:
-            ValueError: if it cannot fit, naming the shapes and the options to change.
+            RefusalError: if it cannot fit, naming the shapes and the options to change.
         """
         check_state_dict(state_dict)
         file = dict(state_dict)
@@ -188,7 +188,7 @@ class PKMRobertaModel(RobertaModel):
             path: the checkpoint file.
 
         Raises:
-            ValueError: if it cannot be read or does not fit, naming what to change.
+            RefusalError: if it cannot be read or does not fit, naming what to change.
         """
         check_file("--pkm-init-from", path)
         checkpoint = read_checkpoint(path)
@@ -219,7 +219,7 @@ class PKMRobertaModel(RobertaModel):
                 int64, ascending.
 
         Raises:
-            ValueError: if the tables are kept in fewer bits, for evaluation.
+            RefusalError: if the tables are kept in fewer bits, for evaluation.
         """
         self._refuse_compact_tables()
         for layers, table in self.tables().items():
@@ -236,7 +236,7 @@ class PKMRobertaModel(RobertaModel):
             head: name of the classification head, None for none.
 
         Raises:
-            ValueError: if an option of RoBERTa needs all to be trained, or the tables are kept in
+            RefusalError: if an option of RoBERTa needs all to be trained, or the tables are kept in
                 fewer bits, for evaluation.
         """
         self._refuse_compact_tables()
@@ -301,7 +301,7 @@ class PKMRobertaModel(RobertaModel):
         """Same as in fairseq's RoBERTa, unless it is trained by an optimizer that cannot.
 
         Raises:
-            ValueError: if values have sparse gradients that nobody takes, or cannot be trained.
+            RefusalError: if values have sparse gradients that nobody takes, or cannot be trained.
         """
         if self.training and torch.is_grad_enabled():
             self._refuse_compact_tables()
@@ -353,7 +353,7 @@ class PKMRobertaModel(RobertaModel):
             which to give.
 
         Raises:
-            ValueError: if the checkpoint does not fit, or BPE files that are asked for are missing.
+            RefusalError: if the checkpoint does not fit, or BPE files asked for are missing.
         """
         return load_interface(
             cls, model_name_or_path, checkpoint_file, data_name_or_path, bpe, overrides

@@ -111,7 +111,7 @@ class ProductKeyMemory(nn.Module):
             What each token read, (..., D), zero for padding.
 
         Raises:
-            ValueError: if ``padding_mask`` is not one number for each token.
+            RefusalError: if ``padding_mask`` is not one number for each token.
         """
         tokens = x.reshape(-1, x.shape[-1])
         if padding_mask is None:

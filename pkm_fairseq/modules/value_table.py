@@ -35,7 +35,7 @@ class ValueTable(nn.Module):
         shards: over how many workers the columns are split; see ``Shard``.
 
     Raises:
-        ValueError: if ``init`` or ``grad`` is neither, or the columns or workers cannot be split.
+        RefusalError: if ``init`` or ``grad`` is neither, or the columns or workers cannot be split.
     """
 
     def __init__(self, slots, value_dim, init, grad="dense", shards=1):

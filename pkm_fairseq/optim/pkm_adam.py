@@ -70,7 +70,7 @@ class PKMAdam(FairseqOptimizer):
         params: the parameters; values are those tagged ``param_group = "pkm_values"``.
 
     Raises:
-        ValueError: if an option has no effect or cannot work, naming what to change.
+        RefusalError: if an option has no effect or cannot work, naming what to change.
     """
 
     def __init__(self, cfg, params):
@@ -146,7 +146,7 @@ class PKMAdam(FairseqOptimizer):
         """Goes on from a checkpoint at its learning rate, with the other options given now.
 
         Raises:
-            ValueError: if it is of another optimizer, or its values had the other kind of gradient.
+            RefusalError: if it is of another optimizer, or of the other kind of gradient.
         """
         if len(state_dict["param_groups"]) != len(self.param_groups):
             # Which fairseq finds out only where no half precision hides the optimizer.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Callable, Dict
 
 from pkm_fairseq.files import atomic_folder
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.text.dictionaries import check_fits
 
 from .binary import write_labels, write_sentences
@@ -62,7 +63,7 @@ def make(source, dictionary_file, encoder, encode, skip_bad_rows):
         skip_bad_rows: whether to leave bad rows out.
 
     Raises:
-        ValueError: if something cannot be used, naming what to change.
+        RefusalError: if something cannot be used, naming what to change.
     """
     asked = describe(source.task)
     if source.dest.exists():
@@ -101,7 +102,7 @@ def check_made(source, dictionary_file, asked):
     """Says that a folder is there.
 
     Raises:
-        ValueError: if it was made with another dictionary, so that the model would read other
+        RefusalError: if it was made with another dictionary, so that the model would read other
             words, or of something else.
     """
     made_with = source.dest / "input0" / "dict.txt"
@@ -112,7 +113,7 @@ def check_made(source, dictionary_file, asked):
     else:
         print(f"{source.dest} is there already: remove it to make it anew", flush=True)
         return
-    raise ValueError(
+    raise RefusalError(
         f"{source.dest} is there already, but not {different}: remove it or choose another --dest"
     )
 
@@ -125,7 +126,7 @@ def read_task(source, skip_bad_rows):
         from fairseq's name of a split to a ``Split``.
 
     Raises:
-        ValueError: if a file is missing or rows are bad.
+        RefusalError: if a file is missing or rows are bad.
     """
     task, splits = source.task, {}
     advice = f": put the official files of {source.title} there" if source.official else ""
@@ -133,12 +134,12 @@ def read_task(source, skip_bad_rows):
         try:
             splits[split] = found = read_split(task, source.read(path, split), split)
         except OSError as error:
-            raise ValueError(f"{path} cannot be read{advice or f': {error}'}") from error
+            raise RefusalError(f"{path} cannot be read{advice or f': {error}'}") from error
         except ValueError as error:
-            raise ValueError(f"{path}: {error}{advice}") from error
+            raise RefusalError(f"{path}: {error}{advice}") from error
         say_bad_rows(path, found.bad)
         if not found.rows:
-            raise ValueError(f"{path} has no good row{advice}")
+            raise RefusalError(f"{path} has no good row{advice}")
         if split == "train" and not task.regression and not task.classes:
             task = replace(task, classes=in_order({row[-1] for row in found.rows}))
     check_bad_rows(source, splits, skip_bad_rows)
@@ -174,13 +175,13 @@ def check_bad_rows(source, splits, skip_bad_rows):
     }
     counted = ", ".join(counts.values())
     if source.official and any(map(is_test, counts)):
-        raise ValueError(
+        raise RefusalError(
             f"{source.title} has bad rows ({counted}): mend them, a test set needs every row"
         )
     if counts and not skip_bad_rows:
         derived = not source.task.regression and not source.task.classes
         known = "; the classes are those of --train, unless --classes names them" if derived else ""
-        raise ValueError(
+        raise RefusalError(
             f"{source.title} has bad rows ({counted}): mend them or leave them out: "
             f"--skip-bad-rows{known}"
         )
@@ -199,9 +200,9 @@ def in_order(classes):
 def check_classes(task, path):
     """Refuses what is no choice, and the metric of a class that is not there."""
     if len(task.classes) < 2:
-        raise ValueError(f"{path} has only one class, {task.classes[0]}: take another --label")
+        raise RefusalError(f"{path} has only one class, {task.classes[0]}: take another --label")
     if task.metric in POSITIVE_METRICS and "1" not in task.classes:
-        raise ValueError(
+        raise RefusalError(
             f"--metric {task.metric} is that of the class 1, but there are "
             f"{', '.join(task.classes)}: call the positive class 1, or take f1_macro"
         )
@@ -211,7 +212,7 @@ def limits_of(scores, path):
     """Returns the lowest and the highest score."""
     lowest, highest = min(scores), max(scores)
     if lowest == highest:
-        raise ValueError(f"all scores of {path} are {lowest:g}: take another --label")
+        raise RefusalError(f"all scores of {path} are {lowest:g}: take another --label")
     return lowest, highest
 
 

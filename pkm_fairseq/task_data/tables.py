@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.text.text_files import raw_lines, read_lines
 
 from .task import columns_of, is_test
@@ -27,16 +28,16 @@ def read_table(path, wanted, quotes=True):
         quotes: whether cells of separated text may be in double quotes.
 
     Raises:
-        ValueError: if it is of no known kind.
+        RefusalError: if it is of no known kind.
     """
     ending = Path(path.stem).suffix if path.suffix in PACKED_ENDINGS else path.suffix
     if path.is_dir() or ending in JSON_ENDINGS:
         if not quotes:
-            raise ValueError(f"--no-quotes is for {' and '.join(SEPARATORS)}: remove it")
+            raise RefusalError(f"--no-quotes is for {' and '.join(SEPARATORS)}: remove it")
         return (read_dataset if path.is_dir() else read_json_lines)(path, wanted)
     if ending not in SEPARATORS:
         known = ", ".join([*SEPARATORS, *JSON_ENDINGS])
-        raise ValueError(f"{path} has none of the endings that say how to read it: {known}")
+        raise RefusalError(f"{path} has none of the endings that say how to read it: {known}")
     read = read_quoted if quotes else read_unquoted
     return read(path, wanted, SEPARATORS[ending])
 
@@ -111,16 +112,16 @@ def read_dataset(path, wanted):
     try:
         import datasets
     except ImportError:
-        raise ValueError(
+        raise RefusalError(
             f"{path} is a folder: to read one of the library datasets, pip install datasets"
         ) from None
     try:
         dataset = datasets.load_from_disk(str(path))
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is no folder of the library datasets: {error}") from error
+        raise RefusalError(f"{path} is no folder of the library datasets: {error}") from error
     if isinstance(dataset, dict):
         splits = ", ".join(str(path / split) for split in dataset)
-        raise ValueError(f"{path} has several splits: give one of {splits}")
+        raise RefusalError(f"{path} has several splits: give one of {splits}")
     _check_columns(dataset.column_names, wanted)
     names = {
         column: feature.int2str
@@ -140,9 +141,9 @@ def _check_columns(columns, wanted):
     columns = [name.strip() for name in columns]
     for name in wanted:
         if name not in columns:
-            raise ValueError(_no_column(name, columns))
+            raise RefusalError(_no_column(name, columns))
         if columns.count(name) > 1:
-            raise ValueError(f"there are {columns.count(name)} columns {name!r}")
+            raise RefusalError(f"there are {columns.count(name)} columns {name!r}")
     return columns
 
 

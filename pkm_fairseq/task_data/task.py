@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Optional, Tuple
 
+from pkm_fairseq.refusals import RefusalError
+
 DESCRIPTION = "task.json"
 POSITIVE_METRICS = "f1", "acc_and_f1"  # of the class 1
 CLASS_METRICS = "accuracy", "mcc", "f1_macro", *POSITIVE_METRICS
@@ -93,11 +95,11 @@ def read_split(task, table, split):
 
 def _parse(task, cells, split):
     if isinstance(cells, str):
-        raise ValueError(cells)
+        raise RefusalError(cells)
     values = [cells[name].strip() for name in columns_of(task, split)]
     for name, sentence in zip(task.sentences, values):
         if not sentence:
-            raise ValueError(f"{name} is empty")
+            raise RefusalError(f"{name} is empty")
     if not is_test(split):
         parse_label = _parse_score if task.regression else _parse_class
         values[-1] = parse_label(task, values[-1])
@@ -106,7 +108,7 @@ def _parse(task, cells, split):
 
 def _parse_class(task, text):
     if task.classes and text not in task.classes:
-        raise ValueError(f"{task.label} {text!r} is not one of {', '.join(task.classes)}")
+        raise RefusalError(f"{task.label} {text!r} is not one of {', '.join(task.classes)}")
     check_class(task.label, text)
     return text
 
@@ -114,20 +116,20 @@ def _parse_class(task, text):
 def check_class(title, text):
     """Refuses what cannot be the name of a class."""
     if not text:
-        raise ValueError(f"{title} is empty")
+        raise RefusalError(f"{title} is empty")
     if re.search(r"[\r\n]", text):
-        raise ValueError(f"{title} {text!r} has a line break in it")
+        raise RefusalError(f"{title} {text!r} has a line break in it")
     if RESERVED.fullmatch(text):
-        raise ValueError(f"{title} {text!r} is a name that fairseq keeps for itself")
+        raise RefusalError(f"{title} {text!r} is a name that fairseq keeps for itself")
 
 
 def _parse_score(task, text):
     try:
         score = float(text)
     except ValueError:
-        raise ValueError(f"{task.label} {text!r} is not a number") from None
+        raise RefusalError(f"{task.label} {text!r} is not a number") from None
     lowest, highest = task.scores or (-math.inf, math.inf)
     if not lowest <= score <= highest or math.isinf(score):
         limits = f"between {lowest:g} and {highest:g}" if task.scores else "a finite number"
-        raise ValueError(f"{task.label} {text} is not {limits}")
+        raise RefusalError(f"{task.label} {text} is not {limits}")
     return score

@@ -41,7 +41,7 @@ def check_binary_text(prefix, dictionary):
         dictionary: whose numbers they hold.
 
     Raises:
-        ValueError: if they are cut off, or hold numbers that are not in the dictionary.
+        RefusalError: if they are cut off, or hold numbers that are not in the dictionary.
     """
     if not MMapIndexedDataset.exists(prefix) or infer_dataset_impl(prefix) != "mmap":
         return

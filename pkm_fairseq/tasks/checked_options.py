@@ -19,7 +19,7 @@ class CheckedOptionsTask(FairseqTask):
         """Builds the model.
 
         Raises:
-            ValueError: if an option of any part of fairseq cannot be, naming what to change.
+            RefusalError: if an option of any part of fairseq cannot be, naming what to change.
         """
         everything = self.cfg._get_parent()  # None if the task was made by itself
         # A model that is loaded for use is not trained.
@@ -33,7 +33,7 @@ class CheckedOptionsTask(FairseqTask):
         """Refuses what the task's options cannot be.
 
         Raises:
-            ValueError: naming what to change.
+            RefusalError: naming what to change.
         """
         if getattr(self.cfg, "d2v2_multi", False):
             raise RefusalError(
@@ -44,7 +44,7 @@ class CheckedOptionsTask(FairseqTask):
         """Logs what there is; in training refuses to choose the best by what there is not.
 
         Raises:
-            ValueError: naming what there is.
+            RefusalError: naming what there is.
         """
         super().reduce_metrics(logging_outputs, criterion)
         logged = {name for meters in metrics.get_active_aggregators() for name in meters}
@@ -63,7 +63,7 @@ def check_training(cfg):
         cfg: the options of all parts of fairseq.
 
     Raises:
-        ValueError: naming what to change.
+        RefusalError: naming what to change.
     """
     common, distributed = cfg.common, cfg.distributed_training
     # Without its library fairseq warns and continues, or fails without naming the option.

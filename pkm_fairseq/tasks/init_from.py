@@ -34,7 +34,7 @@ class InitFromTask(FairseqTask):
         """Builds the model, and gives it the weights it is to start from.
 
         Raises:
-            ValueError: if options cannot be, or the checkpoint cannot be read or does not fit,
+            RefusalError: if options cannot be, or the checkpoint cannot be read or does not fit,
                 naming what to change.
         """
         # A model that is loaded from its own checkpoint was built with its options long ago.

@@ -28,7 +28,7 @@ def check_kind(cfg):
         cfg: the task's options.
 
     Raises:
-        ValueError: naming what to change.
+        RefusalError: naming what to change.
     """
     folder = Path(cfg.data, "label")
     scores = sorted(folder.glob("*.label"))
@@ -50,7 +50,7 @@ def check_labels(cfg, split, dictionary, label_dictionary, needed):
         needed: whether there have to be labels.
 
     Raises:
-        ValueError: naming file, line and counts, and what to change.
+        RefusalError: naming file, line and counts, and what to change.
     """
     folder = Path(cfg.data)
     inputs = _load(folder / "input0" / split, dictionary)

@@ -43,7 +43,7 @@ class MonitoredTask(FairseqTask):
         """Reads the dictionaries, as fairseq's task.
 
         Raises:
-            ValueError: if one cannot be read, naming where it is.
+            RefusalError: if one cannot be read, naming where it is.
         """
         for place in ("", "input0", "label"):  # of one task's, and of the other's
             check_dictionary(os.path.join(utils.split_paths(cfg.data)[0], place, "dict.txt"))
@@ -53,7 +53,7 @@ class MonitoredTask(FairseqTask):
         """Same as in fairseq's task, once the files were checked.
 
         Raises:
-            ValueError: if they are cut off or not of this dictionary.
+            RefusalError: if they are cut off or not of this dictionary.
         """
         folders = utils.split_paths(self.cfg.data)
         self.check_data(folders[(epoch - 1) % len(folders)], split)

@@ -57,7 +57,7 @@ class PKMSentencePredictionTask(
         """Builds the model, once the labels it is to learn from were checked.
 
         Raises:
-            ValueError: if they are not there or do not fit, naming file, line and what to change.
+            RefusalError: if they are not there or do not fit, naming file, line and what to change.
         """
         if not from_checkpoint:
             valid = "" if self.cfg.disable_validation else self.cfg.valid_subset
@@ -80,7 +80,7 @@ class PKMSentencePredictionTask(
         """Reads the dictionaries, as fairseq's task.
 
         Raises:
-            ValueError: if there are several folders of data, or a dictionary cannot be read.
+            RefusalError: if there are several folders of data, or a dictionary cannot be read.
         """
         if os.pathsep in cfg.data:
             raise RefusalError(

@@ -45,7 +45,7 @@ class TrainPartTask(FairseqTask):
         """Builds the model and chooses what of it is trained.
 
         Raises:
-            ValueError: if it has no memory, or an option cannot work, naming what to change.
+            RefusalError: if it has no memory, or an option cannot work, naming what to change.
         """
         model = super().build_model(cfg, from_checkpoint)
         # A model that is loaded for use is not trained, and its list may be gone.
@@ -79,7 +79,7 @@ class TrainPartTask(FairseqTask):
         """Same as in fairseq's task, once it is clear that the optimizer is of the same part.
 
         Raises:
-            ValueError: if a run is resumed with another one.
+            RefusalError: if a run is resumed with another one.
         """
         # Of fairseq's wrappers for half precision not all have the groups.
         inner = getattr(optimizer, "fp32_optimizer", getattr(optimizer, "wrapped_optimizer", None))

@@ -5,6 +5,8 @@ from itertools import islice
 
 from fairseq.data import Dictionary
 
+from pkm_fairseq.refusals import RefusalError
+
 from .encoders import make_encoder
 
 WANTED = "wanted is the dict.txt of the pretraining, with a piece, a space and a count in each line"
@@ -18,29 +20,31 @@ def load_dictionary(path):
     """Reads fairseq's dictionary.
 
     Raises:
-        ValueError: if it is something else, saying what it is and what is wanted.
+        RefusalError: if it is something else, saying what it is and what is wanted.
     """
     try:
         # As fairseq splits lines, not as str.splitlines does.
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError:
-        raise ValueError(f"--dict {path} is no text in UTF-8: {WANTED}") from None
+        raise RefusalError(f"--dict {path} is no text in UTF-8: {WANTED}") from None
     kind = _other_kind(lines)
     if kind:
-        raise ValueError(f"--dict {path} is {kind}: {WANTED}")
+        raise RefusalError(f"--dict {path} is {kind}: {WANTED}")
     made = Dictionary()
     for number, line in enumerate(lines, 1):
         if line.rstrip().endswith("#fairseq:overwrite"):
-            raise ValueError(
+            raise RefusalError(
                 f"--dict {path}:{number}: fairseq-preprocess loses {line.split()[-1]} and writes "
                 f"a dictionary that nothing can read; give the piece a name that no text has, "
                 f"such as {line.split()[0]}_unused, and remove that mark"
             )
         piece, _, count = line.rstrip().rpartition(" ")
         if not piece or not re.fullmatch("-?[0-9]+", count):
-            raise ValueError(f"--dict {path}:{number}: {line!r} is no piece with a count: {WANTED}")
+            raise RefusalError(
+                f"--dict {path}:{number}: {line!r} is no piece with a count: {WANTED}"
+            )
         if piece in made:
-            raise ValueError(
+            raise RefusalError(
                 f"--dict {path}:{number}: {piece} is in an earlier line or one of fairseq's own, "
                 f"which it adds by itself: remove one of them, in the dictionary of the model, too"
             )
@@ -52,13 +56,13 @@ def load_encoder(args):
     """Same as ``make_encoder``.
 
     Raises:
-        ValueError: if the encoder's files cannot be read.
+        RefusalError: if the encoder's files cannot be read.
     """
     try:
         return make_encoder(args)
     except Exception as error:  # of whichever library reads it
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"the encoder's files cannot be read: {reason}") from error
+        raise RefusalError(f"the encoder's files cannot be read: {reason}") from error
 
 
 def _other_kind(lines):
@@ -89,7 +93,7 @@ def check_fits(dictionary, encode, sentences):
         sentences: lines, of which the first that are not empty are the sample.
 
     Raises:
-        ValueError: saying how many are unknown.
+        RefusalError: saying how many are unknown.
     """
     sample = islice((line.strip() for line in sentences if line.strip()), SAMPLE)
     pieces = [piece for line in sample for piece in encode(line).split()]
@@ -97,7 +101,7 @@ def check_fits(dictionary, encode, sentences):
         len(pieces), 1
     )
     if share > HIGHEST_UNKNOWN_SHARE:
-        raise ValueError(
+        raise RefusalError(
             f"{share:.0%} of {len(pieces):,} pieces of a sample are not in --dict: "
             "give the dictionary and the encoder of the same pretraining"
         )

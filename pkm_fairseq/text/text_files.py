@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pkm_fairseq.refusals import RefusalError
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF_16_MARKS = b"\xff\xfe", b"\xfe\xff"
 BAD_LINES_SHOWN = 20
@@ -45,7 +47,7 @@ def _open_zstd(file):
         try:
             from backports import zstd
         except ImportError:
-            raise ValueError("it is packed by zstd: pip install backports.zstd") from None
+            raise RefusalError("it is packed by zstd: pip install backports.zstd") from None
     # Large corpora are packed by "zstd --long=31".
     return zstd.ZstdFile(file, options={zstd.DecompressionParameter.window_log_max: 31})
 
@@ -67,7 +69,7 @@ def raw_lines(path, bar=None):
         bar: a progress bar over the bytes of the file as it lies there.
 
     Raises:
-        ValueError: if it cannot be unpacked to its end.
+        RefusalError: if it cannot be unpacked to its end.
     """
     with open(path, "rb") as file:
         start = file.peek(8)
@@ -80,13 +82,13 @@ def raw_lines(path, bar=None):
                     bar.update(file.tell() - seen)
                     seen = file.tell()
         except Exception as error:  # of whichever library unpacks it
-            raise ValueError(f"{path} cannot be read to its end: {error}") from error
+            raise RefusalError(f"{path} cannot be read to its end: {error}") from error
         if bar is not None:
             bar.update(file.tell() - seen)
 
 
 def refuse(message):
-    raise ValueError(message)
+    raise RefusalError(message)
 
 
 def read_lines(path, on_bad_bytes=refuse, bar=None):
@@ -99,13 +101,13 @@ def read_lines(path, on_bad_bytes=refuse, bar=None):
         bar: as of ``raw_lines``.
 
     Raises:
-        ValueError: at bytes that are not UTF-8, unless ``on_bad_bytes`` is given.
+        RefusalError: at bytes that are not UTF-8, unless ``on_bad_bytes`` is given.
     """
     number = 0
     for raw in raw_lines(path, bar):
         if not number:
             if raw.startswith(UTF_16_MARKS):
-                raise ValueError(f"{path} is UTF-16: turn it into UTF-8, as iconv does")
+                raise RefusalError(f"{path} is UTF-16: turn it into UTF-8, as iconv does")
             raw = raw[len(BYTE_ORDER_MARK) :] if raw.startswith(BYTE_ORDER_MARK) else raw
         # A carriage return alone ends a line, too, as in Python's own text files.
         for line in raw.rstrip(b"\r\n").split(b"\r"):
@@ -153,7 +155,7 @@ class Text:
         """Reads everything once, so that what is wrong is said before the work and not in it.
 
         Raises:
-            ValueError: if bytes are no UTF-8, or there are no words.
+            RefusalError: if bytes are no UTF-8, or there are no words.
         """
         bad = 0
 
@@ -166,11 +168,11 @@ class Text:
         # Not any(): everything is to be read.
         words = sum(bool(line.strip()) for line in self.lines("reading", say))
         if bad and not self._replace_bad_bytes:
-            raise ValueError(
+            raise RefusalError(
                 f"{self.title} has {bad:,} lines with bytes that are no UTF-8: mend them, or give "
                 "--replace-bad-bytes to have U+FFFD in their place"
             )
         if bad:
             print(f"{self.title}: bytes that are no UTF-8 replaced in {bad:,} lines", flush=True)
         if not words:
-            raise ValueError(f"{self.title} has no words: {', '.join(map(str, self.files))}")
+            raise RefusalError(f"{self.title} has no words: {', '.join(map(str, self.files))}")

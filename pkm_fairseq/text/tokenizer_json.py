@@ -37,7 +37,7 @@ class TokenizerJsonBPE:
         cfg: names the file.
 
     Raises:
-        ValueError: if the library ``tokenizers`` is missing, or the file is not for it.
+        RefusalError: if the library ``tokenizers`` is missing, or the file is not for it.
     """
 
     def __init__(self, cfg):

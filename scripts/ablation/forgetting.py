@@ -25,6 +25,7 @@ from steps import (
     flags,
     glue_config,
     hydra_value,
+    load_config,
     tool,
 )
 
@@ -212,7 +213,7 @@ def train(args, name, data, seed, updates, more=(), needs=()):
     """Trains by a shipped configuration: of a task, whose head gets its name, or of pretraining."""
     if is_text(data):
         folder, config = PRETRAINING_CONFIG.parent, PRETRAINING_CONFIG.stem
-        known = OmegaConf.load(PRETRAINING_CONFIG)
+        known = load_config(PRETRAINING_CONFIG)
         options = {
             **{f"task.{option}": value for option, value in args.text.items()},
             "common.fp16": False,

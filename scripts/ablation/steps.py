@@ -324,7 +324,14 @@ def config_name(task):
 
 
 def glue_config(task):
-    return OmegaConf.load(GLUE_CONFIGS / f"{config_name(task)}.yaml")
+    return load_config(GLUE_CONFIGS / f"{config_name(task)}.yaml")
+
+
+def load_config(path):
+    """Returns a shipped configuration with what it shares with others."""
+    config = OmegaConf.load(path)
+    shared = [name for name in config.pop("defaults", []) if name != "_self_"]
+    return OmegaConf.merge(*(OmegaConf.load(path.with_name(f"{n}.yaml")) for n in shared), config)
 
 
 def flags(options):

@@ -46,7 +46,7 @@ def open_checkpoint(path, data, make_task=None):
             own.
 
     Raises:
-        ValueError: if there is none, or it cannot be read, or it has no memory.
+        RefusalError: if there is none, or it cannot be read, or it has no memory.
     """
     if not path.exists():
         raise RefusalError(f"there is no checkpoint {path}")

@@ -38,7 +38,7 @@ class DataSet:
         device: where the batches are wanted.
 
     Raises:
-        ValueError: if there is no such set.
+        RefusalError: if there is no such set.
     """
 
     def __init__(self, task, subset, batch_size, model, device):
