@@ -129,7 +129,8 @@ def load_interface(model_class, folder, checkpoint_file, data, bpe, overrides):
     make_ours(state.get("args") or state["cfg"].model, memory, arch)
     drop_unknown_task_options(state.get("cfg"))
     (model,), cfg, task = load_model_ensemble_and_task([str(path)], state=state)
-    cfg.bpe = files and {"_name": files.pop("bpe"), **files}  # whatever the training's was
+    with open_dict(cfg):
+        cfg.bpe = files and {"_name": files.pop("bpe"), **files}  # whatever the training's was
     return PKMRobertaHubInterface(cfg, task, model, without_bpe)
 
 

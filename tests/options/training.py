@@ -8,10 +8,10 @@ import torch
 from fairseq import checkpoint_utils, options
 from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import make_builder
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf, omegaconf_no_object_check
 from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import train as command
-from omegaconf import OmegaConf, flag_override
+from omegaconf import OmegaConf
 
 MODEL = {
     "encoder_layers": 2,
@@ -86,7 +86,7 @@ ONLY_IN_YAML = {"adaptive_input", "no_token_positional_embeddings"}
 def change(cfg, given):
     """Returns the options of a training with others in the place of some, wherever they stand."""
     cfg = copy.deepcopy(cfg)
-    with flag_override(cfg, "allow_objects", True):
+    with omegaconf_no_object_check():
         cfg.model = copy.deepcopy(cfg.model)  # a namespace, of which OmegaConf makes no copy
     for name, value in given.items():
         for part in cfg.values():
