@@ -223,7 +223,7 @@ def moods(text, data, tmp_path_factory):
             for i in range(count):
                 # The validation set lacks one of the classes.
                 mood = i % (2 if split == "valid" else 3)
-                said = " ".join(chance.sample(words, 3) + ["yes"] * 4 * mood)
+                said = " ".join(chance.sample(words, 2) + ["yes"] * 3 * mood)
                 label = "" if split == "test" else MOODS[mood]
                 table.writerow(["", f'"{said}",\tsaid', label])
     output = run(
