@@ -42,6 +42,15 @@ def run(monkeypatch):
     torch.set_num_threads(threads)
 
 
+def test_pieces_are_measured_with_and_without(run, capsys):
+    run("bench_pieces", "--slots 64 --dim 8 --tokens 4 --reads 3 --repeats 1".split())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "huge pages, forward",
+        "kept gradient, forward and backward",
+    ]
+
+
 def test_layers_are_compared_and_drawn(run, tmp_path, capsys):
     files = ["--json", tmp_path / "runs/layer.json", "--plot", tmp_path / "runs/layer.png"]
     run("bench_layer", [*TINY_LAYER.split(), *files])

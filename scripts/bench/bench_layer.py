@@ -8,7 +8,7 @@ forward  the layer, without gradients, in evaluation mode
 step     forward, backward, clipping to norm 1, optimizer, clearing of the gradients
 
 Each value of --tokens is measured with the first of --subkeys, and the other way round; --table
-adds what the README's table needs. Peak memory is what a step needs beside the layer's parameters
+adds what the page's table needs. Peak memory is what a step needs beside the layer's parameters
 and buffers and Adam's moments. Layers that do not fit into memory side by side run one by one.
 """
 
@@ -251,7 +251,7 @@ def parse_args(argv):
     parser = make_parser(__doc__, {**sweeps, **sizes})
     add_machine(parser)
     parser.add_argument("--layers", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--table", action="store_true", help="measure the README's table too")
+    parser.add_argument("--table", action="store_true", help="measure the page's table too")
     parser.add_argument("--plot", help="picture of the medians to write, .png")
     return parser.parse_args(argv)
 

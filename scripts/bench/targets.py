@@ -1,4 +1,4 @@
-"""What bench_layer.py measures of a layer, and what the README's table asks of it."""
+"""What bench_layer.py measures of a layer, and what the table of README.md beside it asks of it."""
 
 from dataclasses import dataclass
 from typing import List, Tuple
