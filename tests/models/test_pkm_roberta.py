@@ -396,7 +396,7 @@ def test_what_memory_cannot_do_is_refused(options, message):
 
 def test_fully_sharded_parameters_are_refused(monkeypatch):
     monkeypatch.setattr(
-        "pkm_fairseq.models.roberta.fsdp_wrap",
+        "pkm_fairseq.models.unsupported.fsdp_wrap",
         lambda module, **options: torch.nn.Sequential(module),  # as fairscale would
     )
     make_model()
