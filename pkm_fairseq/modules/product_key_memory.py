@@ -47,11 +47,7 @@ class ProductKeyMemory(nn.Module):
             )
         value_dim = config.value_dim or (input_dim // heads if self.concat else input_dim)
         read_dim = heads * value_dim if self.concat else value_dim
-        if values is None:
-            values = ValueTable(
-                subkeys**2, value_dim, config.value_init, config.grad, config.shards
-            )
-        elif (len(values.weight), values.value_dim) != (subkeys**2, value_dim):
+        if values is not None and (len(values.weight), values.value_dim) != (subkeys**2, value_dim):
             raise RefusalError(
                 f"the shared values are {(len(values.weight), values.value_dim)}, but this memory "
                 f"needs {(subkeys**2, value_dim)}"
@@ -69,7 +65,9 @@ class ProductKeyMemory(nn.Module):
             config.weights,
             CosineScores(heads) if config.score == "cosine" else None,
         )
-        self.values = values
+        self.values = values or ValueTable(
+            subkeys**2, value_dim, config.value_init, config.grad, config.shards
+        )
         self.value_dropout = nn.Dropout(config.value_dropout)
         self.gate = build_gate(config.gate, input_dim, read_dim)
         project = self.concat or config.gate == "silu" or value_dim != input_dim
