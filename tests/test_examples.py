@@ -8,11 +8,12 @@ from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf import OmegaConf, open_dict
 
 import pkm_fairseq.models  # noqa: F401 - registers the architectures
+from pkm_fairseq.commands.configs import load_config
 from pkm_fairseq.config import PKMConfig
 from pkm_fairseq.criterions import UsageConfig
 from pkm_fairseq.optim import PKMAdamConfig
 from pkm_fairseq.tasks.masked_lm import PKMMaskedLMConfig
-from tests.shipped import CONFIGS, EXAMPLES, load_config
+from tests.shipped import CONFIGS, EXAMPLES
 
 OPTIONS = {"model": PKMConfig, "task": PKMMaskedLMConfig, "criterion": UsageConfig}
 

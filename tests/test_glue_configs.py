@@ -10,8 +10,9 @@ from fairseq.dataclass.initialize import add_defaults, hydra_init
 from omegaconf import OmegaConf
 
 import pkm_fairseq  # noqa: F401 - registers our task and criterion
+from pkm_fairseq.commands.configs import load_config
 from pkm_fairseq.task_data.glue import TASKS
-from tests.shipped import EXAMPLES, load_config
+from tests.shipped import EXAMPLES
 
 try:
     from hydra import compose, initialize_config_dir

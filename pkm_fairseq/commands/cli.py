@@ -51,10 +51,11 @@ def parse_args(argv):
         for name, (_, summary) in COMMANDS.items()
     }
     if argv and argv[0] in COMMANDS:
-        command = find_command(argv[0])
-        parsers[argv[0]].description = command.__doc__
-        command.add_arguments(parsers[argv[0]])
+        chosen = find_command(argv[0])
+        parsers[argv[0]].description = chosen.__doc__
+        chosen.add_arguments(parsers[argv[0]])
     args = parser.parse_args(argv)
+    command = find_command(args.command)
     if hasattr(command, "check_arguments"):
         command.check_arguments(args, parsers[args.command])
     return args

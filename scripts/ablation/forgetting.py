@@ -25,9 +25,10 @@ from steps import (
     flags,
     glue_config,
     hydra_value,
-    load_config,
     tool,
 )
+
+from pkm_fairseq.commands.configs import load_config
 
 # How to go on to the new data: what is trained, whether of a list of slots, the rest frozen.
 WAYS = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Tuple
 
-from omegaconf import OmegaConf
+from pkm_fairseq.commands.configs import load_config
 
 ROOT = Path(__file__).parents[2]
 GLUE_CONFIGS = ROOT / "user_dir_examples" / "glue"
@@ -325,13 +325,6 @@ def config_name(task):
 
 def glue_config(task):
     return load_config(GLUE_CONFIGS / f"{config_name(task)}.yaml")
-
-
-def load_config(path):
-    """Returns a shipped configuration with what it shares with others."""
-    config = OmegaConf.load(path)
-    shared = [name for name in config.pop("defaults", []) if name != "_self_"]
-    return OmegaConf.merge(*(OmegaConf.load(path.with_name(f"{n}.yaml")) for n in shared), config)
 
 
 def flags(options):
