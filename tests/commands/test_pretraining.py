@@ -151,7 +151,7 @@ def test_a_run_with_ema_key_dropout_later_forms_and_fairseqs_noises_resumes_bit_
         **{"store-ema": None, "ema-decay": 0.9, "encoder-layerdrop": 0.2},
         **{"pkm-key-dropout": 0.25, "quant-noise-pq": 0.1, "quant-noise-pq-block-size": 8},
         **{"pkm-gate": "sigmoid", "pkm-score": "cosine", "pkm-weights": "sigmoid"},
-        "pkm-heads-merge": "concat",
+        **{"pkm-heads-merge": "concat", "num-workers": 2},
     }
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run("fairseq-train", *pretraining(data, whole, updates=8, **options))

@@ -59,9 +59,9 @@ PRETRAINED = {
         **{"find_unused_parameters": True, "gradient_as_bucket_view": True},
         **{"load_checkpoint_heads": True, "untie_weights_roberta": True},
     },
-    "amp, other sizes, workers that read": {
+    "amp, other sizes": {
         **{"optimizer": "adam", "amp": True, "amp_batch_retries": 1, "amp_init_scale": 4},
-        **{"amp_scale_window": 2, "num_workers": 2, "valid_subset": "valid,train"},
+        **{"amp_scale_window": 2, "valid_subset": "valid,train"},
         **{"ignore_unused_valid_subsets": True, "batch_size_valid": 2, "validate_interval": 2},
         **{"encoder_layers": 3, "encoder_embed_dim": 24, "encoder_ffn_embed_dim": 8},
         **{"encoder_attention_heads": 4, "activation_fn": "tanh", "encoder_learned_pos": False},
@@ -219,6 +219,6 @@ STARTED = [
 SHOWN_APART = {
     *("cpu", "data", "user_dir", "profile", "use_plasma_view"),
     *("distributed_world_size", "distributed_rank", "distributed_init_method"),
-    *("distributed_no_spawn", "max_update", "no_save_optimizer_state", "save_dir"),
+    *("distributed_no_spawn", "max_update", "no_save_optimizer_state", "num_workers", "save_dir"),
     "write_checkpoints_asynchronously",
 }
