@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.commands import forked  # noqa: F401 - has the server of forks import what takes long
+
 
 def on_workers(workers, function, folder, *args, **options):
     """Calls ``function(rank, *args, **options)`` on each worker and returns all results.
@@ -13,7 +15,8 @@ def on_workers(workers, function, folder, *args, **options):
         function: of a module, so that a new process can import it; returns what torch can save.
         folder: an empty folder.
     """
-    mp.spawn(_work, (workers, function, str(folder), args, options), nprocs=workers)
+    given = workers, function, str(folder), args, options
+    mp.start_processes(_work, given, nprocs=workers, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(workers)]
 
 

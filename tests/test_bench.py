@@ -43,12 +43,14 @@ def run(monkeypatch):
 
 
 def test_pieces_are_measured_with_and_without(run, capsys):
-    small = {"--slots": 64, "--dim": 8, "--tokens": 4, "--reads": 3, "--repeats": 1}
+    small = {"--slots": 64, "--dim": 8, "--tokens": 4, "--reads": 3, "--repeats": 1, "--text": 99}
     run("bench_pieces", [word for pair in small.items() for word in pair])
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         "huge pages, forward",
         "kept gradient, forward and backward",
+        "trained rows, update",
+        "looking through binary text, loading",
     ]
 
 

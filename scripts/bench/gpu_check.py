@@ -100,7 +100,8 @@ class Check:
             install = [python, BENCH / "gpu_wheels.py", self.args.wheels, env]
             if self._run_part("install", install) == "passed":
                 python = env / "bin/python"
-        pytest = [python, "-m", "pytest", "-n", min(8, os.cpu_count())]
+        processes = min(8, os.cpu_count()) if self.args.device == "cuda" else 0
+        pytest = [python, "-m", "pytest", "-n", processes]
         self._run_part("tests of the ops", [*pytest, *self.args.tests])
         precision = ["tests/commands/test_precision.py", "-m", "gpu"]
         self._run_part("tests of every precision", [*pytest, *precision])

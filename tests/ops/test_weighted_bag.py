@@ -18,6 +18,7 @@ SHAPES = [
     (5, 2100, 3, 3),  # rows too wide for one program
 ]
 HALVES = [torch.bfloat16, torch.float16]
+DTYPES = [torch.float64, torch.float32, *HALVES]
 pytestmark = pytest.mark.usefixtures("form")
 
 
@@ -75,9 +76,10 @@ def test_it_gives_one_gradient_where_only_one_is_needed(needed):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize("index", [torch.int64, torch.int32])
-def test_touched_rows_carry_the_whole_gradient(shape, dtype, index):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_touched_rows_carry_the_whole_gradient(shape, dtype):
+    # Each shape and each dtype meets both.
+    index = [torch.int64, torch.int32][(SHAPES.index(shape) + DTYPES.index(dtype)) % 2]
     values, slots, weights = draw_bag(*shape, dtype=dtype)
     upstream = torch.randn(shape[2], shape[1], dtype=dtype)
     output = weighted_bag(values, slots.to(index), weights)

@@ -11,7 +11,7 @@ from tests.spawned import on_workers
 
 SLOTS, VALUE_DIM, READS = 40, 12, 5
 TOKENS = [3, 0, 6, 2]  # of each worker
-UPDATES = 50
+UPDATES = 15
 OPTIONS = {"pkm_query_norm": "layer", "pkm_value_dim": 8}
 # name: sentences of each worker, batches they come in, shards, options of the model
 CASES = {
