@@ -14,11 +14,28 @@ from pkm_fairseq.tasks import InitFromConfig, TrainPartConfig
 
 
 def add_arguments(parser):
-    pass
+    parser.add_argument("--markdown", action="store_true", help="as a table in Markdown")
 
 
 def run(args):
-    options_parser().print_help()
+    if args.markdown:
+        print(as_table(), end="")
+    else:
+        options_parser().print_help()
+
+
+def as_table():
+    """Returns a table of the options in Markdown."""
+    rows = ["| option | of | default | meaning |", "|---|---|---|---|"]
+    for group in options_parser()._action_groups:
+        for action in group._group_actions:
+            flag, of = action.option_strings[0], group.title.split()[0]
+            choices = f" {{{','.join(action.choices)}}}" if action.choices else ""
+            default = {"": "none", "None": "none", "False": "off"}.get(
+                str(action.default), f"`{action.default}`"
+            )
+            rows.append(f"| `{flag}{choices}` | {of} | {default} | {action.help} |")
+    return "".join(f"{row}\n" for row in rows)
 
 
 def options_parser():
