@@ -136,6 +136,10 @@ def test_the_table_has_the_validation_of_each_seed_and_the_median_of_finetunings
     assert "| (a) dense | 20 | 0.1 | 3 | 120.0 / 99.5 |" in make_table(results)
     # Of 1, 120, 50 and 1, 99.5, 100.
     assert "| 74.8 | 1.0 to 120.0 |" in make_table(results)
+    results["runs"][0]["pkm_worth"], results["runs"][1]["pkm_worth"] = 0.04321, -0.0012
+    header, _, row, *_ = make_table(results).splitlines()
+    cells = dict(zip(header.split(" | "), row.split(" | ")))
+    assert cells["worth"] == "0.0432 / -0.0012"
     del results["runs"][1]["CoLA"]
     assert " to " not in make_table(results), "a seed is not finetuned yet"
     assert "120.0" not in make_table(make_results([120.0], ["a"]))

@@ -1,4 +1,5 @@
 import math
+import weakref
 from itertools import count
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pkm_fairseq.usage import monitor as of_usage
 from pkm_fairseq.usage.monitor import UsageMonitor, first_examples
 from pkm_fairseq.usage.observe import observe_reads
 from tests import usage_by_definition as definition
@@ -250,6 +252,25 @@ def test_validating_does_not_count_into_the_window_nor_training_into_the_set():
     assert torch.equal(monitor.counts()[1], counts)
     monitor.end_set()
     assert monitor.counts() == {}, "they are let go of"
+
+
+def test_counters_take_24_bytes_a_slot_and_memory_at_any_time(monkeypatch):
+    alive, sizes, make_counts = weakref.WeakSet(), [], of_usage.make_counts
+
+    def make(*args):
+        counts = make_counts(*args)
+        alive.add(counts)
+        sizes.append(sum(counts.nbytes for counts in alive))
+        return counts
+
+    monkeypatch.setattr(of_usage, "make_counts", make)
+    model = make_memory_model(pkm_layers=[0, 1])
+    monitor = UsageMonitor()
+    for _ in range(2):
+        train(monitor, model, draw_tokens(2, 5))
+        monitor.end_window()
+        validate(monitor, model, Sentences(draw_tokens(2, 5)))
+    assert sizes == [24 * SLOTS, 48 * SLOTS] * 4
 
 
 def test_activation_checkpointing_counts_each_read_once():

@@ -53,16 +53,23 @@ class PKMRobertaHubInterface(RobertaHubInterface):
             pieces, special ones and those that fill it up, are left out.
 
         Raises:
-            RefusalError: if the text has not one mask.
+            RefusalError: if the text has not one mask or is too long, or no piece is asked for.
         """
         spans = masked_input.split(MASK)
         if len(spans) != 2:
             raise RefusalError(f"give a text with one {MASK}, not {len(spans) - 1}: {masked_input}")
+        if topk < 1:
+            raise RefusalError(f"topk={topk} asks for no piece: give 1 or more")
         dictionary = self.task.source_dictionary
         pieces = f" {MASK} ".join(self.bpe.encode(span.rstrip()) for span in spans)
         tokens = dictionary.encode_line(
             f"<s> {pieces} </s>", append_eos=False, add_if_not_exist=False
         )
+        longest = self.model.max_positions()
+        if len(tokens) > longest:
+            raise RefusalError(
+                f"the text has {len(tokens)} tokens, and the model takes {longest}: shorten it"
+            )
         with utils.model_eval(self.model):
             logits, _ = self.model(tokens.long().to(self.device).unsqueeze(0))
         logits = logits[0, tokens.tolist().index(dictionary.index(MASK))]

@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import torch
 from fairseq.data.indexed_dataset import infer_dataset_impl, make_dataset
 
 from pkm_fairseq.refusals import RefusalError
 
 NAMES_SHOWN = 10
+LARGEST = torch.finfo(torch.float32).max  # targets have 32 bits
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ def _check_scores(path, cfg, needed):
                 score = float(line)
             except ValueError:
                 score = math.nan
-            if not math.isfinite(score):
+            if not abs(score) <= LARGEST:  # nan is not, either
                 bad.append((number, f"{line.strip()!r} is not a finite number"))
     _refuse(path, bad, "put a number there, or leave the row out")
     return number

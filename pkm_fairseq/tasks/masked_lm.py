@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.criterions.masked_lm import MaskedLmLoss
 from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
@@ -26,6 +28,12 @@ class PKMMaskedLMTask(CheckedOptionsTask, TrainPartTask, InitFromTask, Monitored
     def check_options(self):
         super().check_options()
         cfg = self.cfg
+        name = cfg._get_parent().criterion._name
+        criterion = CRITERION_REGISTRY[name]
+        is_of_fairseq = criterion.__module__.startswith("fairseq.")
+        # Such as cross_entropy, the default, which takes the mean over all tokens.
+        if is_of_fairseq and not issubclass(criterion, MaskedLmLoss):
+            raise RefusalError(f"--criterion {name} is not of masked tokens: give pkm_masked_lm")
         if cfg.mask_whole_words:
             bpe_options(self)
         if not 0 < cfg.mask_prob < 1:

@@ -30,6 +30,11 @@ def load_dictionary(path):
     kind = _other_kind(lines)
     if kind:
         raise RefusalError(f"--dict {path} is {kind}: {WANTED}")
+    if lines[0].startswith("\ufeff"):
+        raise RefusalError(
+            f"--dict {path} begins with a byte order mark, which fairseq takes for a part of its "
+            "first piece: remove the mark"
+        )
     made = Dictionary()
     for number, line in enumerate(lines, 1):
         if line.rstrip().endswith("#fairseq:overwrite"):

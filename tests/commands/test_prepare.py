@@ -180,6 +180,7 @@ def test_the_dictionary_of_another_encoder_is_refused(start, gpt2, data):
         ('{"the": 4}', " is JSON, such as a tokenizer.json"),
         ("#version: 0.2\nT h\n", " is the merges of a byte-pair encoding"),
         ("", " is empty: wanted is"),
+        ("\ufeffthe 5\nof 4\n", " begins with a byte order mark"),
         ("the 5\n\nof 4\n", ":2: '' is no piece with a count: wanted is"),
         ("the 5\nof 4.5\n", ":2: 'of 4.5' is no piece with a count: wanted is"),
         ("the 5\nthe 4\n", ":2: the is in an earlier line or one of fairseq's own"),

@@ -181,6 +181,10 @@ def test_a_run_with_ema_key_dropout_later_forms_and_fairseqs_noises_resumes_bit_
             {"task": "pkm_masked_lm", "max-positions": 16},
             "pkm_fairseq: --max-positions 16 is below --tokens-per-sample 32: raise the one or",
         ),
+        (
+            {"task": "pkm_masked_lm", "criterion": "cross_entropy"},
+            "pkm_fairseq: --criterion cross_entropy is not of masked tokens: give pkm_masked_lm",
+        ),
         ({"pkm-mode": "beside"}, "error: argument --pkm-mode: invalid choice: 'beside'"),
     ],
 )

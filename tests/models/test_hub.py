@@ -61,6 +61,15 @@ def test_fill_mask_wants_one_mask(text):
         make_hub(PIECES, BY_PIECE).fill_mask(text)
 
 
+def test_fill_mask_refuses_what_it_cannot_do():
+    hub = make_hub(PIECES, BY_PIECE)
+    assert hub.fill_mask("a <mask>" + " b" * (hub.model.max_positions() - 4))
+    with pytest.raises(ValueError, match="the text has 13 tokens, and the model takes 12: shorten"):
+        hub.fill_mask("a <mask>" + " b" * (hub.model.max_positions() - 3))
+    with pytest.raises(ValueError, match="topk=-1 asks for no piece"):
+        hub.fill_mask("a <mask>", topk=-1)
+
+
 def test_fill_mask_leaves_out_what_gpt2_cannot_read(tmp_path):
     bytes_of_text = list(bytes_to_unicode().values())
     encoder = {token: number for number, token in enumerate(bytes_of_text)}

@@ -138,7 +138,7 @@ def test_other_numbers_of_rows_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-@pytest.mark.parametrize("score", ["nan", "inf", "-inf", "", "high", "0.5 0.6"])
+@pytest.mark.parametrize("score", ["nan", "inf", "-inf", "-1e39", "", "high", "0.5 0.6"])
 def test_a_score_that_is_no_finite_number_is_named(tmp_path, split, score):
     prepare(tmp_path, {"train": [1, 2], "valid": [1, 2], split: [0.5, 1, score]}, scores=True)
     assert refusal(tmp_path, regression_target=True, num_classes=1) == (
