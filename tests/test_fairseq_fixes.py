@@ -111,3 +111,25 @@ def test_fp16_goes_on_when_gradients_overflow_on_the_cpu(model, data, tmp_path):
     checkpoint, updates = training.read(cfg)
     assert updates == 1
     assert checkpoint["last_optimizer_state"]["loss_scale"] < 2**22
+
+
+@BOTH
+def test_a_training_without_the_last_batch_of_an_epoch_resumes(model, data, tmp_path):
+    given = {**model, "max_epoch": 1, "max_update": 99}
+    whole = start(data / "sentencepiece", tmp_path / "whole", given)
+    training.train(whole)
+    batches = training.read(whole)[1]
+    cfg = start(data / "sentencepiece", tmp_path, {**given, "skip_remainder_batch": True})
+    training.train(cfg, max_update=2)
+    training.train(cfg)
+    assert training.read(cfg)[1] == batches - 1 > 2
+
+
+def test_an_epoch_is_not_resumed_with_more_batches_an_update_than_are_left(data, tmp_path):
+    cfg = start(data / "sentencepiece", tmp_path, {"max_update": 3})
+    training.train(cfg)
+    changed = {"max_update": 4, "update_freq": [4]}
+    with pytest.raises(ValueError, match="--update-freq 4 is more batches .*: lower it"):
+        training.train(cfg, **changed)
+    training.train(cfg, **changed, reset_dataloader=True)
+    assert training.read(cfg)[1] == 4

@@ -154,7 +154,7 @@ REFUSED_IN_FINETUNING = [
         "--spectral-norm-classification-head does not go with --quant-noise-pq: leave one out",
     ),
 ]
-# Which is known when the optimizer is made, a checkpoint was looked for, or a set validated.
+# Which is known when the optimizer is made, a checkpoint was looked for, or a set read.
 REFUSED_LATER = [
     ({"amp": True}, "--amp, with which .*: choose --memory-efficient-fp16"),
     ({"use_bmuf": True}, "pkm_adam cannot be used with --use-bmuf, .*: choose"),
@@ -164,6 +164,7 @@ REFUSED_LATER = [
         "--ffn-blocks-to-remove is for going on .*: name it",
     ),
     ({"best_checkpoint_metric": "accuracy"}, "--best-checkpoint-metric accuracy is not measured: "),
+    ({"skip_remainder_batch": True, "update_freq": 9}, "--update-freq 9 is more .*: lower it"),
     ({"store_ema": True, "ema_seed_model": "$base"}, "--ema-seed-model .* has no average: remove"),
 ]
 
