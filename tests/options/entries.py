@@ -167,6 +167,9 @@ REFUSED_LATER = [
     ({"skip_remainder_batch": True, "update_freq": 9}, "--update-freq 9 is more .*: lower it"),
     ({"store_ema": True, "ema_seed_model": "$base"}, "--ema-seed-model .* has no average: remove"),
 ]
+REFUSED_LATER_IN_FINETUNING = [
+    ({"max_positions": 8}, "--max-positions 8 is shorter .*: raise it, or shorten"),
+]
 
 # With these a training stops after so many updates.
 STOPPED = [
@@ -186,6 +189,7 @@ STOPPED = [
 KEPT = [
     ({}, {"1", "_best", "_last"}),
     ({"no_epoch_checkpoints": True}, {"_best", "_last"}),
+    ({"best_checkpoint_metric": "ppl"}, {"1", "_best", "_last"}),
     ({"no_last_checkpoints": True}, {"1", "_best"}),
     ({"no_save": True}, set()),
     ({"disable_validation": True}, {"1", "_last"}),

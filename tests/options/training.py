@@ -63,7 +63,7 @@ def flags(data, save_dir, given):
     """
     words = [str(data), "--save-dir", str(save_dir)]
     for name, value in {**ALWAYS, **given}.items():
-        if value not in (None, False) and name not in ONLY_IN_YAML:
+        if value is not None and value is not False and name not in ONLY_IN_YAML:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return words
 
