@@ -12,6 +12,7 @@ import numpy
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import language_pair_dataset, token_block_dataset
+from fairseq.data.iterators import EpochBatchIterator, GroupedIterator
 from fairseq.tasks.masked_lm import MaskedLMTask
 from fairseq.trainer import Trainer
 
@@ -25,6 +26,8 @@ def install():
     _wrap(Trainer, "load_checkpoint", start_averages_from_any_checkpoint)
     _wrap(Trainer, "train_step", survive_overflows_without_gpu)
     _wrap(checkpoint_utils, "load_ema_from_checkpoint", name_a_file_without_average)
+    _wrap(EpochBatchIterator, "_get_iterator_for_epoch", resume_before_the_last_batch)
+    _wrap(GroupedIterator, "__init__", refuse_an_epoch_without_updates)
 
 
 def _wrap(owner, name, wrapper):
@@ -127,3 +130,34 @@ def name_a_file_without_average(stock, path):
             f"--ema-seed-model {path} was trained without --store-ema and has no average: "
             "remove it, and the average starts as the model"
         ) from error
+
+
+def resume_before_the_last_batch(stock, iterator, *args, **options):
+    """Same as ``EpochBatchIterator._get_iterator_for_epoch``, without the last batch alone.
+
+    With --skip-remainder-batch, where a training of fairseq 0.12.2 that resumes within an epoch
+    leaves out as many batches more as it has read; later versions do not.
+    """
+    with patch.object(iterator, "skip_remainder_batch", False):
+        batches = stock(iterator, *args, **options)
+    if iterator.skip_remainder_batch and batches is not None:
+        batches.take(len(batches) - 1)
+    return batches
+
+
+def refuse_an_epoch_without_updates(stock, groups, batches, size, *args, **options):
+    """Same as ``GroupedIterator.__init__``.
+
+    With --skip-remainder-batch, or a higher --update-freq than before, fairseq fails at the end of
+    an epoch that had no update; until it does not.
+
+    Raises:
+        RefusalError: if there is no group of batches, naming what to change.
+    """
+    stock(groups, batches, size, *args, **options)
+    if not groups.has_next():
+        raise RefusalError(
+            f"--update-freq {size} is more batches than an epoch, or what is left of it, has: "
+            "lower it, make batches smaller, leave out --skip-remainder-batch, or add "
+            "--reset-dataloader, with which an epoch that was broken off starts anew"
+        )

@@ -196,6 +196,7 @@ def test_fairseq_takes_the_commands_of_finetunings(monkeypatch):
     from fairseq import options
     from fairseq.dataclass.initialize import hydra_init
     from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
 
     from tests.test_glue_configs import CONFIGS as GLUE_CONFIGS
     from tests.test_glue_configs import compose, initialize_config_dir
@@ -203,6 +204,7 @@ def test_fairseq_takes_the_commands_of_finetunings(monkeypatch):
     tuned = {step.name: step for step in make_steps().finetunings(["d"])}
     _, _, folder, _, name, *overrides = tuned["d.1.CoLA.1"].command
     assert ROOT / folder == GLUE_CONFIGS
+    Plugins.instance()  # registers Hydra's own parts, once
     store = ConfigStore.instance()
     monkeypatch.setattr(store, "repo", dict(store.repo))  # what is registered here stays here
     hydra_init(name)

@@ -418,16 +418,23 @@ def _spectral_heads_known(state_dict):
         state_dict.pop(name, None)
 
 
-def _keep_bf16_off_tpu(args):
-    """Undoes what fairseq-train makes of --bf16: a training on a TPU (fairseq issue #4696)."""
+def _check_device(args):
+    """Undoes what fairseq-train makes of --bf16: a training on a TPU (fairseq issue #4696).
+
+    Raises:
+        RefusalError: if a GPU that is not there shall be profiled: fairseq-train starts its
+            profiler before anything else of the plugin is asked.
+    """
     if safe_getattr(args, "bf16", False):
         args.tpu = False
+    if safe_getattr(args, "profile", False) and not torch.cuda.is_available():
+        raise RefusalError("--profile needs a GPU: remove it")
 
 
 @register_model_architecture("pkm_roberta", "pkm_roberta")
 def pkm_roberta_architecture(args):
     """RoBERTa's own sizes; no memory until --pkm-layers names its layers."""
-    _keep_bf16_off_tpu(args)
+    _check_device(args)
     base_architecture(args)
 
 
@@ -435,7 +442,7 @@ def pkm_roberta_architecture(args):
 def pkm_roberta_base_architecture(args):
     """roberta_base with memory at two of its 12 layers."""
     args.pkm_layers = safe_getattr(args, "pkm_layers", [4, 8])
-    _keep_bf16_off_tpu(args)
+    _check_device(args)
     roberta_base_architecture(args)
 
 
@@ -443,5 +450,5 @@ def pkm_roberta_base_architecture(args):
 def pkm_roberta_large_architecture(args):
     """roberta_large with memory at two of its 24 layers."""
     args.pkm_layers = safe_getattr(args, "pkm_layers", [8, 16])
-    _keep_bf16_off_tpu(args)
+    _check_device(args)
     roberta_large_architecture(args)

@@ -40,6 +40,20 @@ class CheckedOptionsTask(FairseqTask):
                 "--d2v2-multi makes batches for data2vec, not for RoBERTa: remove it"
             )
 
+    def filter_indices_by_size(self, indices, dataset, max_positions=None, *args, **options):
+        """Leaves out samples that are too long.
+
+        Raises:
+            RefusalError: if all are.
+        """
+        kept = super().filter_indices_by_size(indices, dataset, max_positions, *args, **options)
+        if len(indices) and not len(kept):
+            raise RefusalError(
+                f"--max-positions {max_positions} is shorter than all samples of a set: raise it, "
+                "or shorten them with --shorten-method truncate"
+            )
+        return kept
+
     def reduce_metrics(self, logging_outputs, criterion):
         """Logs what there is; in training refuses to choose the best by what there is not.
 

@@ -154,7 +154,7 @@ REFUSED_IN_FINETUNING = [
         "--spectral-norm-classification-head does not go with --quant-noise-pq: leave one out",
     ),
 ]
-# Which is known when the optimizer is made, a checkpoint was looked for, or a set validated.
+# Which is known when the optimizer is made, a checkpoint was looked for, or a set read.
 REFUSED_LATER = [
     ({"amp": True}, "--amp, with which .*: choose --memory-efficient-fp16"),
     ({"use_bmuf": True}, "pkm_adam cannot be used with --use-bmuf, .*: choose"),
@@ -164,7 +164,11 @@ REFUSED_LATER = [
         "--ffn-blocks-to-remove is for going on .*: name it",
     ),
     ({"best_checkpoint_metric": "accuracy"}, "--best-checkpoint-metric accuracy is not measured: "),
+    ({"skip_remainder_batch": True, "update_freq": 9}, "--update-freq 9 is more .*: lower it"),
     ({"store_ema": True, "ema_seed_model": "$base"}, "--ema-seed-model .* has no average: remove"),
+]
+REFUSED_LATER_IN_FINETUNING = [
+    ({"max_positions": 8}, "--max-positions 8 is shorter .*: raise it, or shorten"),
 ]
 
 # With these a training stops after so many updates.
@@ -185,6 +189,7 @@ STOPPED = [
 KEPT = [
     ({}, {"1", "_best", "_last"}),
     ({"no_epoch_checkpoints": True}, {"_best", "_last"}),
+    ({"best_checkpoint_metric": "ppl"}, {"1", "_best", "_last"}),
     ({"no_last_checkpoints": True}, {"1", "_best"}),
     ({"no_save": True}, set()),
     ({"disable_validation": True}, {"1", "_last"}),

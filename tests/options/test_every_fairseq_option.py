@@ -25,7 +25,9 @@ layers_to_quantize: ["sentence_encoder\\.layers\\.\\d+\\.fc[12]"]
 ON_TEXT = [given for given, _ in (*entries.REFUSED, *entries.REFUSED_LATER)]
 ON_TEXT += [given for given, _ in (*entries.STOPPED, *entries.KEPT, *entries.STARTED)]
 ON_TEXT += [training.ALWAYS, training.PRETRAINING, *entries.PRETRAINED.values()]
-ON_SENTENCES = [given for given, _ in entries.REFUSED_IN_FINETUNING]
+ON_SENTENCES = [
+    given for given, _ in (*entries.REFUSED_IN_FINETUNING, *entries.REFUSED_LATER_IN_FINETUNING)
+]
 ON_SENTENCES += [training.FINETUNING, *entries.FINETUNED.values()]
 
 
@@ -146,9 +148,15 @@ def test_it_is_refused_before_data_are_read(given, line, finetuning, plain, fill
     assert_refused(cfg, line)
 
 
-@pytest.mark.parametrize(("given", "line"), ids(entries.REFUSED_LATER))
-def test_it_is_refused_once_that_can_be_known(given, line, prepare):
-    assert_refused(prepare(given), line)
+@pytest.mark.parametrize(
+    ("given", "line", "finetuning"),
+    ids(
+        [(*row, False) for row in entries.REFUSED_LATER]
+        + [(*row, True) for row in entries.REFUSED_LATER_IN_FINETUNING]
+    ),
+)
+def test_it_is_refused_once_that_can_be_known(given, line, finetuning, prepare):
+    assert_refused(prepare(given, finetuning), line)
 
 
 def assert_refused(cfg, line):
@@ -192,6 +200,7 @@ ALONE = [
     for rows in (entries.PRETRAINED, entries.FINETUNED)
     for name_of_row, row in rows.items()
     for name, value in row.items()
+    if (name, value) != ("batch_size", None)  # which goes with max_tokens alone
 ]
 
 
