@@ -126,7 +126,7 @@ class ProductKeyMemory(nn.Module):
     def _read(self, tokens):
         """Reads the memory for ``tokens``, (T, D)."""
         if can_fold(self, tokens):
-            query, subkeys = fold(self, tokens)  # (T, H, 2, D + 1), (H, 2, N, D + 1)
+            query, subkeys = fold(self, tokens)  # (T, 1, 1, D + 1), (H, 2, N, D + 1)
         else:
             query, subkeys = self._query(tokens), self.subkeys  # (T, H, 2, Q), (H, 2, N, Q)
         slots, weights = self.search(query, subkeys)  # (T, H, K) each
