@@ -54,7 +54,11 @@ class MemoryConfig:
     subkeys: int = option(512, "sub-keys per half; the memory has this number squared slots")
     heads: int = option(4, "memory heads: queries per token")
     topk: int = option(32, "slots each head reads for a token")
-    key_dim: int = option(256, "width of a query and of a key: two sub-keys of half this")
+    key_dim: Optional[int] = option(
+        None,
+        "width of a query and of a key: two sub-keys of half this (default: the model's width, at "
+        "most 256)",
+    )
     value_dim: Optional[int] = option(
         None,
         "width of a value (default: the model's width, or its share for a head with "
@@ -139,7 +143,7 @@ class MemoryConfig:
                 f"topk={self.topk} exceeds subkeys={self.subkeys}: lower --pkm-topk or raise "
                 "--pkm-subkeys"
             )
-        if self.key_dim % 2:
+        if self.key_dim is not None and self.key_dim % 2:
             raise RefusalError(
                 f"key_dim={self.key_dim} is odd, and a key is made of two halves: make "
                 "--pkm-key-dim even"
@@ -300,6 +304,11 @@ class PKMConfig(_MemoryOptions):
         return MemoryConfig(
             **{each.name: getattr(self, f"pkm_{each.name}") for each in fields(MemoryConfig)}
         )
+
+
+def default_key_dim(input_dim):
+    """Returns the width of the keys that go with tokens of a width: the paper's for the paper's."""
+    return min(256, max(2, input_dim // 2 * 2))
 
 
 def count_kept(subkeys, key_dropout):

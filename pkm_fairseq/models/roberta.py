@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pkm_fairseq.checkpoints.conversion import check_state_dict, fit_checkpoint, memory_options
 from pkm_fairseq.checkpoints.safe_reading import check_file, read_checkpoint
-from pkm_fairseq.config import PKMConfig, flag
+from pkm_fairseq.config import PKMConfig, default_key_dim, flag
 from pkm_fairseq.distributed import is_sparse, shard_of
 from pkm_fairseq.modules import PKMTransformerEncoder, ProductKeyMemory, QuantizedValueTable
 from pkm_fairseq.ops import quantise_rows
@@ -126,6 +126,7 @@ class PKMRobertaModel(RobertaModel):
         config = PKMConfig.from_args(args)
         config.check(args.encoder_layers)
         check_unsupported(args, config)
+        config.pkm_key_dim = config.pkm_key_dim or default_key_dim(args.encoder_embed_dim)
         # Into the checkpoint goes every option, so that a later default cannot change the model.
         for name, value in vars(config).items():
             if name.startswith("pkm_"):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from pkm_fairseq.config import MemoryConfig, count_kept
+from pkm_fairseq.config import MemoryConfig, count_kept, default_key_dim
 from pkm_fairseq.ops import product_key_search
 from pkm_fairseq.refusals import RefusalError
 
@@ -38,7 +38,8 @@ class ProductKeyMemory(nn.Module):
         super().__init__()
         config = replace(config or MemoryConfig(), **options)
         config.check()
-        heads, subkeys, key_dim = config.heads, config.subkeys, config.key_dim
+        heads, subkeys = config.heads, config.subkeys
+        key_dim = config.key_dim or default_key_dim(input_dim)
         self.concat = config.heads_merge == "concat"
         if self.concat and config.value_dim is None and input_dim % heads:
             raise RefusalError(
@@ -126,7 +127,7 @@ class ProductKeyMemory(nn.Module):
     def _read(self, tokens):
         """Reads the memory for ``tokens``, (T, D)."""
         if can_fold(self, tokens):
-            query, subkeys = fold(self, tokens)  # (T, H, 2, D + 1), (H, 2, N, D + 1)
+            query, subkeys = fold(self, tokens)  # (T, 1, 1, D + 1), (H, 2, N, D + 1)
         else:
             query, subkeys = self._query(tokens), self.subkeys  # (T, H, 2, Q), (H, 2, N, Q)
         slots, weights = self.search(query, subkeys)  # (T, H, K) each

@@ -454,3 +454,15 @@ def test_every_option_goes_into_the_checkpoint():
         pkm_layers=[1], pkm_subkeys=8, pkm_topk=4, pkm_heads=3, pkm_key_dim=8
     )
     assert all(hasattr(args, name) for name in vars(PKMConfig()) if name.startswith("pkm_"))
+
+
+@pytest.mark.parametrize(
+    ("width", "given", "key_dim"), [(16, None, 16), (6, 256, 256), (300, None, 256), (9, None, 8)]
+)
+def test_keys_are_as_wide_as_the_model_up_to_256_unless_given(width, given, key_dim):
+    options = {**TINY_MEMORY, "pkm_key_dim": given, "encoder_attention_heads": 1}
+    model = make_model(**{**options, "encoder_embed_dim": width})
+    assert layer_of(model).pkm.subkeys.shape == (2, 2, 8, key_dim // 2)
+    # What a checkpoint holds: another default would not change the model.
+    assert model.args.pkm_key_dim == key_dim
+    assert layer_of(build_model(model.args, make_task())).pkm.subkeys.shape[-1] == key_dim // 2

@@ -119,10 +119,24 @@ def test_a_query_may_lie_anywhere_in_memory():
         assert_close(actual, gradient)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_all_heads_and_halves_may_share_a_query(dtype):
+    (query, subkeys), upstream = draw_search(7, 3, 9, 4, 5, dtype=dtype)
+    inputs = query[:, :1, :1].detach().clone().requires_grad_(), subkeys
+    results = []
+    for shared in (inputs[0], inputs[0].expand(-1, 3, 2, -1)):
+        scores, slots = product_key_search(shared, subkeys, 5)
+        results.append((slots, scores, *torch.autograd.grad(scores, inputs, upstream)))
+    assert torch.equal(results[0][0], results[1][0])
+    for actual, expected in zip(results[0][1:], results[1][1:]):
+        assert_close(actual, expected)
+
+
 def test_tokens_are_searched_in_pieces_and_come_out_whole(monkeypatch):
     inputs, _ = draw_search(7, 2, 9, 4, 3)
     expected = product_key_search(*inputs, 3)
     monkeypatch.setattr(autograd, "PIECE", 2 * (2 * 2 * 9))  # scores of two tokens
+    monkeypatch.setattr(autograd, "LEAST_TOKENS", 1)
     scores, slots = product_key_search(*inputs, 3)
     assert_close(scores, expected[0])
     assert torch.equal(slots, expected[1])

@@ -2,7 +2,7 @@
 
 from pkm_fairseq.ops.compiling import not_compiled
 
-from .autograd import SlotSearch
+from .autograd import SlotSearch, kernels_serve
 
 
 @not_compiled
@@ -14,7 +14,7 @@ def product_key_search(query, subkeys, k, softmax=False):
 
     Args:
         query: the halves of each head's query, (tokens, heads, 2, half-query width), floating
-            point.
+            point; (tokens, 1, 1, half-query width) where all are the same.
         subkeys: the sub-keys of each head's halves, (heads, 2, subkeys, half-query width).
         k: how many slots to select, from 1 to ``subkeys``.
         softmax: whether to return the softmax of each head's ``k`` scores in their place, in
@@ -33,8 +33,9 @@ def product_key_search(query, subkeys, k, softmax=False):
     if (
         query.dim() != 4
         or subkeys.dim() != 4
-        or query.shape[1:] != (*subkeys.shape[:2], subkeys.shape[3])
-        or query.shape[2] != 2
+        or subkeys.shape[1] != 2
+        or query.shape[3] != subkeys.shape[3]
+        or query.shape[1:3] not in (subkeys.shape[:2], (1, 1))
     ):
         raise ValueError(
             "product_key_search takes query (tokens, heads, 2, width) and subkeys "
@@ -42,6 +43,8 @@ def product_key_search(query, subkeys, k, softmax=False):
         )
     if not 1 <= k <= subkeys.shape[2]:
         raise ValueError(f"k={k} is not between 1 and the number of sub-keys, {subkeys.shape[2]}")
+    if not kernels_serve(query, subkeys):
+        query = query.expand(-1, len(subkeys), 2, -1)
     return SlotSearch.apply(query, subkeys, k, softmax)
 
 

@@ -13,9 +13,10 @@ from ..gpu import use_gpu_kernels
 from ..product_key_topk import product_key_topk
 from .eager import eager_search_gradients
 
-# Tokens are handled in pieces of this many scores, so that not all scores are held at once, and
-# on a CPU the memory of one piece serves the next.
-PIECE = 2**22
+# Tokens are handled in pieces of about this many scores, so that not all scores are held at once,
+# and on a CPU the memory of one piece serves the next; but a product of few tokens takes longer.
+PIECE = 2**20
+LEAST_TOKENS = 256
 # The candidates for more slots do not fit into the registers of a GPU's program.
 MOST_GPU_SLOTS = 48
 
@@ -25,7 +26,7 @@ class SlotSearch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, subkeys, k, softmax):
-        form = search_in_pieces
+        form = kernel_search if kernels_serve(query, subkeys) else search_in_pieces
         ctx.gpu_dtype = None
         if use_gpu_kernels(query) and use_gpu_kernels(subkeys) and k <= MOST_GPU_SLOTS:
             from .triton_kernels import dtype_of_product
@@ -53,17 +54,52 @@ class SlotSearch(torch.autograd.Function):
         return (*form(query, subkeys, slots, grad_found), None, None)
 
 
+def kernels_serve(query, subkeys):
+    """Returns whether the CPU kernels search, for which all parts of a token may share a query."""
+    return (
+        query.dtype == subkeys.dtype == torch.float32
+        and use_cpu_kernels(query)
+        and not use_gpu_kernels(query)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def count_tokens(subkeys):
+    """Returns how many tokens a piece has."""
+    return max(LEAST_TOKENS, PIECE // subkeys[..., 0].numel())
+
+
 def search_in_pieces(query, subkeys, k, softmax):
     """Same as ``product_key_search``, a piece of the tokens after the other."""
-    heads = len(subkeys)
-    step = max(1, PIECE // subkeys[..., 0].numel())
     keys = subkeys.flatten(0, 1).transpose(1, 2)  # (H * 2, Q, N)
     found = []
-    for tokens in query.flatten(1, 2).transpose(0, 1).split(step, 1):  # (H * 2, T, Q)
+    for tokens in query.flatten(1, 2).transpose(0, 1).split(count_tokens(subkeys), 1):
         # torch.einsum would copy the sub-keys.
-        scores = torch.bmm(tokens, keys).unflatten(0, (heads, 2))  # (H, 2, T, N)
+        scores = torch.bmm(tokens, keys).unflatten(0, (-1, 2))  # (H, 2, T, N)
         found.append(product_key_topk(*scores.permute(1, 2, 0, 3), k))
-    scores, slots = (torch.cat(pieces) for pieces in zip(*found))  # (T, H, K) each
+    return joined(found, softmax)
+
+
+def kernel_search(query, subkeys, k, softmax):
+    """Same as ``search_in_pieces``; ``query`` may be (T, 1, 1, Q), too."""
+    from ..product_key_topk.cpu_kernels import kernel_topk
+
+    heads, _, n, _ = subkeys.shape
+    keys = subkeys.flatten(0, 1).transpose(1, 2)  # (H * 2, Q, N)
+    found = []
+    for tokens in query.flatten(1, 2).split(count_tokens(subkeys)):  # (T, H * 2 or 1, Q)
+        if tokens.shape[1] == 1:
+            scores = tokens[:, 0] @ subkeys.flatten(0, 2).t()
+        else:
+            scores = tokens.new_empty(len(tokens), 2 * heads, n)
+            torch.bmm(tokens.transpose(0, 1), keys, out=scores.transpose(0, 1))
+        found.append(kernel_topk(scores.view(len(tokens), heads, 2, n), k))
+    return joined(found, softmax)
+
+
+def joined(found, softmax):
+    """Returns the scores, or their softmax, and the slots of all pieces, (T, H, K) each."""
+    scores, slots = (torch.cat(pieces) for pieces in zip(*found))
     if softmax:
         # Over few, close scores: float32 or better under any dtype of the model.
         scores = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
