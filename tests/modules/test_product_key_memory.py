@@ -439,10 +439,10 @@ def test_a_memory_of_values_zero_reads_zero(options):
 
 
 def test_without_other_wishes_it_is_the_memory_of_the_paper():
-    memory = ProductKeyMemory(16)
+    memory = ProductKeyMemory(300, value_dim=16)
     assert list(memory.state_dict()) == [  # what checkpoints have held from the beginning
         *("subkeys", "query.weight", "query.bias", "query_norm.weight", "query_norm.bias"),
-        *("query_norm.running_mean", "query_norm.running_var", "values.weight"),
+        *("query_norm.running_mean", "query_norm.running_var", "values.weight", "output.weight"),
     ]
     assert memory.subkeys.shape == (4, 2, 512, 128)
     assert memory.values.weight.shape == (262_144, 16)
