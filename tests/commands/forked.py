@@ -20,6 +20,7 @@ PRELOADED = [
     "fairseq_cli.validate",
     *("fairseq.models.roberta", "matplotlib.figure", "numba", "scipy.stats", "sentencepiece"),
     *("sklearn.metrics", "torch.utils.tensorboard"),
+    "torch._dynamo",  # which the first optimizer imports
 ]
 # What some of these read while they are imported.
 READ_AT_IMPORT = {"TRITON_INTERPRET", "NUMBA_DISABLE_JIT"}

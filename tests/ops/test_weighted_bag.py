@@ -12,7 +12,7 @@ SHAPES = [
     (1, 3, 4, 2),  # one slot, for everything
     (9, 1, 2, 1),
     (12, 5, 0, 3),  # no tokens
-    (5000, 67, 10, 11),  # more slots than one pass of a sort tells apart
+    (2100, 67, 10, 11),  # more slots than one pass of a sort tells apart
     (40, 515, 6, 19),  # rows so wide that a kernel reads them
     (2, 5, 40, 7),  # rows selected so often that they are split
     (5, 2100, 3, 3),  # rows too wide for one program
