@@ -9,6 +9,7 @@ import pytest
 
 from pkm_fairseq.commands.cli import COMMANDS, find_command
 from pkm_fairseq.commands.options import as_table
+from pkm_fairseq.config import OTHER_OPTIONS, PKMConfig
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -24,6 +25,12 @@ PAGES = [
 
 def name_of(page):
     return str(page.relative_to(ROOT))
+
+
+def test_every_option_is_in_the_table_and_nothing_else():
+    options = {name for name in vars(PKMConfig()) if name.startswith("pkm_")} | OTHER_OPTIONS
+    flags = re.findall(r"^\| `(--pkm-[\w-]+)", as_table(), re.MULTILINE)
+    assert sorted(flags) == sorted("--" + name.replace("_", "-") for name in options)
 
 
 def test_the_table_of_options_is_what_the_command_prints():

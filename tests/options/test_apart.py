@@ -122,7 +122,7 @@ def test_checkpoints_are_not_written_meanwhile(data, tmp_path, monkeypatch, capl
         ("--use-plasma-view", ImportError, "pip install pyarrow to use --use_plasma_view"),
         pytest.param(
             *("--profile", ValueError, "--profile needs a GPU: remove it"),
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can be profiled"),
         ),
     ],
 )
