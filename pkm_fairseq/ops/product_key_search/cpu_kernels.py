@@ -15,14 +15,15 @@ from ..cpu import compiled, follow_torch_threads
 def kernel_search_gradients(query, subkeys, slots, grad_scores):
     """Same as ``eager_search_gradients``, in float32; ``query`` may be (T, 1, 1, Q), too."""
     follow_torch_threads()
-    rows, keys = query.detach().flatten(0, 2).contiguous(), subkeys.detach().flatten(0, 1)
-    grad_query, grad_subkeys = torch.empty_like(rows), torch.empty_like(keys.contiguous())
+    rows = query.detach().flatten(0, 2).contiguous()
+    keys = subkeys.detach().flatten(0, 1).contiguous()
+    grad_query, grad_subkeys = torch.empty_like(rows), torch.empty_like(keys)
     tokens, heads, topk = slots.shape
     places = np.empty((tokens, 2 * heads, topk), np.int32)
     sums = np.empty((tokens, 2 * heads, topk), np.float32)
     counts = np.empty((tokens, 2 * heads), np.int64)
     sum_subkeys(
-        keys.contiguous().numpy(),
+        keys.numpy(),
         slots.numpy(),
         grad_scores.float().contiguous().numpy(),
         places,
