@@ -1,5 +1,7 @@
 """Runs a function on several workers of one training, over gloo."""
 
+import gc
+
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -21,6 +23,7 @@ def on_workers(workers, function, folder, *args, **options):
 
 
 def _work(rank, workers, function, folder, args, options):
+    gc.freeze()
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers

@@ -5,6 +5,7 @@ point runs in a process, a session and an environment of its own, with its own o
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -86,6 +87,7 @@ class Forked:
 
 
 def _run(command, args, cwd, env, output):
+    gc.freeze()  # collections leave out what was imported before
     os.setsid()
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
