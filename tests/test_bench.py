@@ -131,16 +131,15 @@ def test_models_are_measured(run, tmp_path):
     assert [r["times_first"] == 1 for r in record["results"]] == [True, False] * 2
 
 
-def test_tables_in_fewer_bits_are_measured(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("bench_tables.perplexity", lambda args, device, table: float(len(table)))
-    checkpoint = ["--checkpoint", "some.pt", "--data", "some/data"]
-    run("bench_tables", [*checkpoint, *TINY_MODELS.split(), "--json", tmp_path / "tables.json"])
-    results = json.loads((tmp_path / "tables.json").read_text())["results"]
-    assert [results[table]["perplexity"] for table in ("model", "bf16", "int8")] == [5, 4, 4]
-    mib = {table: of_table["values MiB"] for table, of_table in results.items()}
-    # 2 tables of 64 values of 16 numbers; int8 with a float32 for each value.
-    assert mib == pytest.approx({"model": 1 / 128, "bf16": 1 / 256, "int8": (1 + 4 / 16) / 512})
-    assert all(of_table["words/s"] > 0 for of_table in results.values())
+def test_models_with_tables_in_fewer_bits_are_smaller(run, tmp_path):
+    models = [f"pkm_roberta:pkm_layers=[2]:pkm_table_dtype={d}" for d in ("model", "bf16", "int8")]
+    options = [*TINY_MODELS.split(), "pkm_subkeys=512", "--inference", *models, "--training"]
+    run("bench_models", [*options, "--json", tmp_path / "models.json"])
+    results = json.loads((tmp_path / "models.json").read_text())["results"]
+    mib = [result["mib"] for result in results]
+    # 512² values of 16 numbers; int8 with a float32 for each value.
+    assert mib[0] - mib[1] == pytest.approx(8, abs=1)
+    assert mib[0] - mib[2] == pytest.approx(11, abs=1)
 
 
 def test_what_torch_cannot_train_in_bfloat16_is_measured_in_float16(run, monkeypatch, capsys):

@@ -9,7 +9,8 @@ training   fairseq's masked language model loss on 15 % of the tokens, backward,
 
 All train with pkm_adam, which is torch's fused AdamW but for sparse gradients, and in bfloat16 as
 with --memory-efficient-bf16. A model is an architecture, which options may follow:
-pkm_roberta_base:pkm_grad=sparse.
+pkm_roberta_base:pkm_grad=sparse, or, for inference, pkm_roberta_base:pkm_table_dtype=int8. MiB are
+those of the model itself.
 """
 
 from ast import literal_eval
@@ -18,6 +19,7 @@ import torch
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 from measure import (
     DTYPES,
+    Memory,
     add_machine,
     figure,
     interleaved,
@@ -63,10 +65,11 @@ def main(argv=None):
     firsts = {"inference": args.inference[:1], "training": args.training[:1]}
     records = [record_of(work, seconds, firsts, args) for work in works]
     for record in records:
+        record["mib"] = runners[record["model"]].mib
         slow, median, fast = record["words_per_second"]
         print(
             f"{record['kind']:10}{record['model']:26}{median:9.0f} words/s ({slow:.0f}-{fast:.0f})"
-            f"   step {record['milliseconds'][1]:.0f} ms"
+            f"   step {record['milliseconds'][1]:.0f} ms   {record['mib']:.1f} MiB"
         )
     table = figures_of(seconds)
     print_figures(table)
@@ -81,7 +84,10 @@ class Runner:
     def __init__(self, name, task, args):
         arch, *options = name.split(":")
         options = {**dict(args.set), **dict(map(option, options))}
+        memory = Memory(args.device)
+        before = memory.now()
         self.model = make_model(arch, task, **options).to(args.device, DTYPES[args.dtype])
+        self.mib = (memory.now() - before) / 2**20
         self.criterion = MaskedLmLoss(MaskedLmConfig(tpu=False), task)
         if name in args.training:
             config = PKMAdamConfig(lr=[1e-4], adam_betas=(0.9, 0.98), amp=False, use_bmuf=False)

@@ -1,6 +1,15 @@
 import pytest
 
 from tests.commands.commands import BIN, ROOT, run
+from tests.commands.forked import make_environment
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """An environment for scripts that start commands: these are forked."""
+    folder = tmp_path_factory.mktemp("env")
+    make_environment(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

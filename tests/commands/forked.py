@@ -6,13 +6,18 @@ point runs in a process, a session and an environment of its own, with its own o
 
 import atexit
 import gc
+import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from signal import SIGKILL
-from threading import Timer
+from threading import Thread, Timer
 
 # Not the plugin itself: whether and when it is imported is for the command.
 # The first sets up logging as all commands of fairseq do.
@@ -56,8 +61,7 @@ class Forked:
 
     def __init__(self, command, args, cwd, env):
         reading, writing = _context.Pipe(duplex=False)
-        self._process = _context.Process(target=_run, args=(command, args, cwd, env, writing))
-        self._process.start()
+        self._process = _start(command, args, cwd, env, writing, writing)
         writing.close()
         self.pid = self._process.pid
         self.stdout = os.fdopen(os.dup(reading.fileno()), encoding="utf-8")
@@ -86,12 +90,74 @@ class Forked:
         return output, None
 
 
-def _run(command, args, cwd, env, output):
+def make_environment(folder):
+    """Makes an environment like this one, whose commands are forked, for scripts that start some.
+
+    Args:
+        folder: an empty folder, of a short name: there is a socket in it.
+    """
+    this = Path(sys.prefix)
+    (folder / "bin").mkdir()
+    for name in ("pyvenv.cfg", "lib", "bin/python"):
+        (folder / name).symlink_to(this / name)
+    server = socket.create_server(str(folder / "socket"), family=socket.AF_UNIX)
+    Thread(target=_serve, args=[server], daemon=True).start()
+    for name in ENTRY_POINTS:
+        command = folder / "bin" / name
+        command.write_text(f"#!{this}/bin/python -IS\n{CLIENT}")
+        command.chmod(0o755)
+
+
+# The process that the script starts, waits for and may kill.
+CLIENT = """
+import json, os, socket, sys
+from pathlib import Path
+command = Path(sys.argv[0])
+client = socket.socket(socket.AF_UNIX)
+client.connect(str(command.parents[1] / "socket"))
+socket.send_fds(client, [b"!"], [1, 2])
+with client.makefile("rw") as server:
+    print(json.dumps([command.name, sys.argv[1:], os.getcwd(), dict(os.environ)]), file=server)
+    server.flush()
+    sys.exit(int(server.readline()))
+"""
+
+
+def _serve(server):
+    while True:
+        client, _ = server.accept()
+        Thread(target=_answer, args=[client], daemon=True).start()
+
+
+def _answer(client):
+    """Runs what a client asks for: to its end, or until the client is killed."""
+    _, outputs, *_ = socket.recv_fds(client, 1, 2)
+    with client, client.makefile("rw") as file:
+        call = json.loads(file.readline())
+        outputs = [Connection(output, readable=False) for output in outputs]
+        process = _start(*call, *outputs)
+        for output in outputs:
+            output.close()
+        if process.sentinel not in wait([process.sentinel, client]):
+            os.killpg(process.pid, SIGKILL)
+        process.join()
+        with suppress(BrokenPipeError):
+            print(process.exitcode, file=file, flush=True)
+
+
+def _start(*call):
+    process = _context.Process(target=_run, args=call)
+    process.start()
+    return process
+
+
+def _run(command, args, cwd, env, output, errors):
     gc.freeze()  # collections leave out what was imported before
     os.setsid()
     os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
+    os.dup2(errors.fileno(), 2)
     output.close()
+    errors.close()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

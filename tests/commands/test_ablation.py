@@ -9,11 +9,11 @@ from tests.commands.commands import ROOT, load_model_state, run, run_until
 TINY = ROOT / "user_dir_examples/ablation/tiny.yaml"
 
 
-def test_it_goes_on_after_a_kill_and_writes_its_results(text, tmp_path):
+def test_it_goes_on_after_a_kill_and_writes_its_results(text, environment, tmp_path):
     dest = tmp_path / "dest"
     changes = ["vocab_size=300", "updates=4", "validate_every=4"]
-    command = ["python", ROOT / "scripts/ablation/run.py", TINY, *changes, "--corpus", text]
-    command += ["--dest", dest, "--rows", "d", "--only", "pretraining"]
+    command = [environment / "bin/python", ROOT / "scripts/ablation/run.py", TINY, *changes]
+    command += ["--corpus", text, "--dest", dest, "--rows", "d", "--only", "pretraining"]
     run_until("d.1: memory pretraining", *command)
     made_before = (dest / "data/done.json").read_text()
     assert "data: data" not in run(*command)

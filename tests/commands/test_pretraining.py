@@ -2,7 +2,7 @@
 
 import os
 import pickle
-import shlex
+import resource
 
 import pytest
 import torch
@@ -10,16 +10,17 @@ from fairseq.checkpoint_utils import save_ema_as_checkpoint
 
 from pkm_fairseq.models import PKMRobertaModel
 from tests.commands.commands import (
-    BIN,
     MEMORY,
     MODEL,
     OURS,
+    TIMEOUT,
     assert_same_state,
     load_model_state,
     logged,
     pretraining,
     run,
     run_until,
+    start,
 )
 
 
@@ -106,10 +107,10 @@ def test_a_run_killed_and_resumed_ends_bit_identical_to_one_that_was_not(data, t
 
 
 def test_a_checkpoint_for_which_there_is_no_room_is_named_and_not_there(data, tmp_path):
-    command = ["fairseq-train", *pretraining(data, tmp_path, updates=1, **OURS)]
-    command[0] = BIN / command[0]
-    limited = f"ulimit -f 100; exec {shlex.join(map(str, command))}"
-    output = run("bash", "-c", limited, fails=True)
+    process = start("fairseq-train", *pretraining(data, tmp_path, updates=1, **OURS))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100 * 1024, 100 * 1024))
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode != 0
     expected = f"{tmp_path}/checkpoint_best.pt cannot be written, and is as it was: [Errno 27]"
     assert output.splitlines()[-1].startswith(f"OSError: {expected}")
     assert not list(tmp_path.glob("*.pt*"))

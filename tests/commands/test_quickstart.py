@@ -1,14 +1,13 @@
 """The README's first command, with fewer updates."""
 
 import re
-import sys
 
 from tests.commands.commands import ROOT, run, run_until
 
 
-def test_the_quickstart_goes_on_after_a_kill_and_says_what_it_made(tmp_path):
+def test_the_quickstart_goes_on_after_a_kill_and_says_what_it_made(environment, tmp_path):
     command = ["bash", ROOT / "scripts/quickstart.sh"]
-    env = {"RUNS": str(tmp_path), "UPDATES": "25", "VENV": sys.prefix, "SETUP": "skip"}
+    env = {"RUNS": str(tmp_path), "UPDATES": "25", "VENV": str(environment), "SETUP": "skip"}
     run_until("Training memory", *command, **env)
     output = run(*command, **env)
     assert "data is there already" in output
