@@ -97,7 +97,7 @@ def test_the_parts_fit_into_seven_minutes(bench):
 def test_a_part_that_fails_or_is_late_does_not_stop_the_next(bench, tmp_path, monkeypatch):
     check = bench("gpu_check")
     monkeypatch.setattr(check, "MOST_SECONDS", 3000)
-    small = {"tiles": check.SMALL["tiles"], "layer": "--nonsense", "ops": check.SMALL["ops"]}
+    small = {"tiles": check.SMALL["tiles"], "layer": "--nonsense", "models": check.SMALL["models"]}
     monkeypatch.setattr(check, "SMALL", small)
     monkeypatch.setattr(check, "LIMITS", {**dict.fromkeys(check.LIMITS, 500), "tiles": 0.2})
     options = ["--device", "cpu", "--tests", "tests/ops/test_gpu.py", "--dest", str(tmp_path)]
@@ -110,9 +110,9 @@ def test_a_part_that_fails_or_is_late_does_not_stop_the_next(bench, tmp_path, mo
         "tests of every precision": "passed",
         "tiles": "stopped after 0 s",
         "layer": "failed",
-        "ops": "passed",
+        "models": "passed",
     }
     assert "unrecognized arguments: --nonsense" in record["parts"]["layer"]["printed"]
-    figures = record["parts"]["ops"]["results"]["figures"]["figures"]
+    figures = record["parts"]["models"]["results"]["figures"]["figures"]
     assert all(row["measured"] > 0 for row in figures)
     assert "== layer" in (tmp_path / "gpu_check.log").read_text()

@@ -1,6 +1,7 @@
 """Compiles the GPU kernels as the operations launch them, for a GPU that need not be there.
 
-Prints the shared memory of each, in bytes. Its argument is the compute capability: 80, 90.
+Prints the shared memory of each, in bytes. Its arguments are the compute capability, 80 or 90, and
+the dtypes of a compact table and of all else.
 """
 
 import sys
@@ -47,22 +48,22 @@ def compile_only(kernel, grid):
 
 
 def main():
-    driver.set_active(AbsentGPU(int(sys.argv[1])))
+    capability, compact, dtype = sys.argv[1:]
+    compact, dtype = getattr(torch, compact), getattr(torch, dtype)
+    driver.set_active(AbsentGPU(int(capability)))
     JITFunction.__getitem__ = compile_only
     slots, weights = torch.zeros(2, 128, dtype=torch.int64), torch.zeros(2, 128)
-    for dtype in (torch.int8, torch.bfloat16):
-        kernel_bag(torch.zeros(4, 768, dtype=dtype), slots, weights)
-    for dtype in (torch.bfloat16, torch.float32):
-        values = torch.zeros(4, 768, dtype=dtype)
-        upstream = torch.zeros(2, 768, dtype=dtype)
-        kernel_bag(values, slots, weights, dtype)
-        rows, row_grads, _ = kernel_touched_row_gradients(values, slots, weights, upstream)
-        kernel_row_adam_(values, rows, row_grads, new_row_state(values), step=1, **ADAM)
+    kernel_bag(torch.zeros(4, 768, dtype=compact), slots, weights)
+    values = torch.zeros(4, 768, dtype=dtype)
+    upstream = torch.zeros(2, 768, dtype=dtype)
+    kernel_bag(values, slots, weights, dtype)
+    rows, row_grads, _ = kernel_touched_row_gradients(values, slots, weights, upstream)
+    kernel_row_adam_(values, rows, row_grads, new_row_state(values), step=1, **ADAM)
 
-        query, subkeys = torch.zeros(2, 4, 2, 128), torch.zeros(4, 2, 512, 128)
-        query, subkeys = query.to(dtype), subkeys.to(dtype)
-        _, found = kernel_search(query, subkeys, 32, softmax=True)
-        kernel_search_gradients(query, subkeys, found % 512**2, torch.zeros(2, 4, 32), dtype)
+    query, subkeys = torch.zeros(2, 4, 2, 128), torch.zeros(4, 2, 512, 128)
+    query, subkeys = query.to(dtype), subkeys.to(dtype)
+    _, found = kernel_search(query, subkeys, 32, softmax=True)
+    kernel_search_gradients(query, subkeys, found % 512**2, torch.zeros(2, 4, 32), dtype)
 
 
 if __name__ == "__main__":
