@@ -42,7 +42,7 @@ def test_dense_it_is_adam(data, tmp_path):
 @pytest.mark.skipif(not triton_imports(), reason="triton is not installed, or too old")
 def test_with_the_gpu_kernels_it_learns_the_same(data, tmp_path):
     # In triton's interpreter, which takes seconds for each update; sparse, with all its kernels.
-    options = {**SPARSE, "batch-size": 2, "pkm-value-init": "normal"}
+    options = {**SPARSE, "tokens-per-sample": 16, "batch-size": 2, "pkm-value-init": "normal"}
     results = []
     for name, env in {"eager": {"PKM_KERNELS": "0"}, "triton": {"TRITON_INTERPRET": "1"}}.items():
         arguments = pretraining(data, tmp_path / name, updates=3, **options)

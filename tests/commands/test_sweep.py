@@ -19,18 +19,17 @@ def test_each_job_of_a_sweep_trains_by_itself_in_its_own_folder(data, tmp_path):
         *("dataset.data_buffer_size=0", "common.log_format=json", "common.log_interval=1"),
     ]
     # The first learns more, which is no measure for the second.
-    output = run(
-        command[0], "-m", *command[1:], "common.seed=1,2", "lr_scheduler.warmup_updates=1,1000000"
-    )
-    assert len(log_lines(output, "valid")) == 4
-    run(*command, "common.seed=2", "lr_scheduler.warmup_updates=1000000")
+    output = run(command[0], "-m", *command[1:], "lr_scheduler.warmup_updates=1,1000000")
+    assert len(log_lines(output, "valid")) == 2
+    run(*command, "lr_scheduler.warmup_updates=1000000")
     alone, *jobs = (
         torch.load(tmp_path / folder / "checkpoint_best.pt", weights_only=True)
-        for folder in ("run", "run0", "run1", "run2", "run3")
+        for folder in ("run", "run0", "run1")
     )
-    assert [job["cfg"]["common"]["seed"] for job in jobs] == [1, 1, 2, 2]
+    warmups = [job["cfg"]["lr_scheduler"]["warmup_updates"] for job in jobs]
+    assert warmups == [1, 1_000_000]
     for job in jobs:
         assert job["extra_state"]["best"] == job["extra_state"]["val_loss"]
-    assert_same_state(jobs[3]["model"], alone["model"])
-    for number in range(4):
+    assert_same_state(jobs[1]["model"], alone["model"])
+    for number in range(2):
         assert list((tmp_path / f"run{number}" / "tensorboard" / "valid").glob("events*"))
