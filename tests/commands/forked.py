@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recvfds
 from pathlib import Path
 from signal import SIGKILL
 from threading import Thread, Timer
@@ -111,11 +112,12 @@ def make_environment(folder):
 # The process that the script starts, waits for and may kill.
 CLIENT = """
 import json, os, socket, sys
+from multiprocessing.reduction import sendfds
 from pathlib import Path
 command = Path(sys.argv[0])
 client = socket.socket(socket.AF_UNIX)
 client.connect(str(command.parents[1] / "socket"))
-socket.send_fds(client, [b"!"], [1, 2])
+sendfds(client, [1, 2])
 with client.makefile("rw") as server:
     print(json.dumps([command.name, sys.argv[1:], os.getcwd(), dict(os.environ)]), file=server)
     server.flush()
@@ -131,7 +133,7 @@ def _serve(server):
 
 def _answer(client):
     """Runs what a client asks for: to its end, or until the client is killed."""
-    _, outputs, *_ = socket.recv_fds(client, 1, 2)
+    outputs = recvfds(client, 2)
     with client, client.makefile("rw") as file:
         call = json.loads(file.readline())
         outputs = [Connection(output, readable=False) for output in outputs]
