@@ -3,14 +3,17 @@
 import json
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import start_processes
 
 from pkm_fairseq.ops.cpu import numba_imports
 from pkm_fairseq.ops.gpu import triton_imports
+from tests.commands import forked  # noqa: F401 - has the server of forks import what takes long
 
 SCRIPTS = Path(__file__).parents[1] / "scripts/bench"
 TINY = "--topk 4 --heads 2 --dim 8 --key-dim 6 --repeats 2"
@@ -67,7 +70,9 @@ def test_layers_are_compared_and_drawn(run, tmp_path, capsys):
     assert "ours, dense" in capsys.readouterr().out
 
 
-def test_shards_are_measured_beside_their_formulas(run, tmp_path):
+def test_shards_are_measured_beside_their_formulas(run, tmp_path, monkeypatch):
+    forks = partial(start_processes, start_method="forkserver")
+    monkeypatch.setattr("torch.multiprocessing.spawn", forks)
     options = "--shards 1 --subkeys 8 --value-dim 8 --tokens 6 --topk 4 --heads 2 --json"
     run("bench_shards", [*options.split(), tmp_path / "shards.json"])
     (row,) = json.loads((tmp_path / "shards.json").read_text())["results"]
@@ -209,7 +214,10 @@ def test_figures_of_the_gpu_kernels(run, monkeypatch, tmp_path):
     # Triton's interpreter would take a minute for the layers.
     run(
         "bench_gpu",
-        [*options, "--only", "layer", "models", f"--layer={TINY_OPS}", f"--models={TINY_MODELS}"],
+        [
+            *(*options, "--only", "layer", "models", f"--layer={TINY_OPS} --dtype float32"),
+            f"--models=--dtype float32 {TINY_MODELS}",
+        ],
     )
     whole = json.loads((tmp_path / "figures.json").read_text())["figures"]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
