@@ -62,13 +62,16 @@ def test_what_cannot_be_is_refused_in_one_line(overrides, reason):
         (["--corpus", "/", "--only", "pretraining"], "--corpus / has no train.txt or train.txt.gz"),
     ],
 )
-def test_the_command_refuses_what_it_was_given_wrong(arguments, reason, tmp_path, monkeypatch):
+def test_the_command_refuses_what_it_was_given_wrong(
+    arguments, reason, tmp_path, monkeypatch, capsys
+):
     command = ["run.py", TINY, *arguments, "--dest", tmp_path / "dest"]
     monkeypatch.setattr("sys.argv", [*map(str, command)])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as exit:
         import_module("run").main()
     assert exit.value.code == f"error: {reason}"
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -214,10 +214,7 @@ def test_figures_of_the_gpu_kernels(run, monkeypatch, tmp_path):
     # Triton's interpreter would take a minute for the layers.
     run(
         "bench_gpu",
-        [
-            *(*options, "--only", "layer", "models", f"--layer={TINY_OPS} --dtype float32"),
-            f"--models=--dtype float32 {TINY_MODELS}",
-        ],
+        [*options, "--only", "layer", "models", f"--layer={TINY_OPS}", f"--models={TINY_MODELS}"],
     )
     whole = json.loads((tmp_path / "figures.json").read_text())["figures"]
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -43,10 +43,10 @@ SMALL_OPS = "--topk 4 --heads 2 --dim 8 --key-dim 6 --tokens 6 --subkeys 8 --rep
 SMALL = {
     "ops": SMALL_OPS,
     "tiles": SMALL_OPS,
-    "layer": f"{SMALL_OPS} --dtype float32",
-    "models": "--dtype float32 --batch 2 --length 8 --vocabulary 30 --repeats 1 --set "
-    "encoder_layers=9 encoder_embed_dim=16 encoder_ffn_embed_dim=16 encoder_attention_heads=2 "
-    "pkm_subkeys=8 pkm_topk=4 pkm_key_dim=8",
+    "layer": SMALL_OPS,
+    "models": "--batch 2 --length 8 --vocabulary 30 --repeats 1 --set encoder_layers=9 "
+    "encoder_embed_dim=16 encoder_ffn_embed_dim=16 encoder_attention_heads=2 pkm_subkeys=8 "
+    "pkm_topk=4 pkm_key_dim=8",
 }
 
 

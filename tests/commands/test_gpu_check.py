@@ -97,21 +97,23 @@ def test_the_parts_fit_into_seven_minutes(bench):
 def test_a_part_that_fails_or_is_late_does_not_stop_the_next(bench, tmp_path, monkeypatch):
     check = bench("gpu_check")
     monkeypatch.setattr(check, "MOST_SECONDS", 3000)
-    small = {name: check.SMALL[name] for name in ("tiles", "models")}
+    small = {"models": check.SMALL["models"], "layer": "--nonsense", "tiles": check.SMALL["tiles"]}
     monkeypatch.setattr(check, "SMALL", small)
-    monkeypatch.setattr(check, "LIMITS", {**dict.fromkeys(check.LIMITS, 500), "tiles": 0.2})
-    options = ["--device", "cpu", "--tests", "tests/no_such.py", "--dest", str(tmp_path)]
+    monkeypatch.setattr(check, "LIMITS", {**dict.fromkeys(check.LIMITS, 500), "models": 0.2})
+    options = ["--device", "cpu", "--tests", "tests/ops/test_gpu.py", "--dest", str(tmp_path)]
     with pytest.raises(SystemExit) as exit:
         check.main(options)
     assert exit.value.code == 1
     record = json.loads((tmp_path / "gpu_check.json").read_text())
     assert {name: part["outcome"] for name, part in record["parts"].items()} == {
-        "tests of the ops": "failed",
+        "tests of the ops": "passed",
         "tests of every precision": "passed",
-        "tiles": "stopped after 0 s",
-        "models": "passed",
+        "models": "stopped after 0 s",
+        "layer": "failed",
+        "tiles": "passed",
     }
-    assert "not found: tests/no_such.py" in record["parts"]["tests of the ops"]["printed"]
-    figures = record["parts"]["models"]["results"]["figures"]["figures"]
-    assert all(row["measured"] > 0 for row in figures)
-    assert "== tiles" in (tmp_path / "gpu_check.log").read_text()
+    assert "unrecognized arguments: --nonsense" in record["parts"]["layer"]["printed"]
+    tiles = record["parts"]["tiles"]["results"]["tiles"]["results"]
+    assert {tile["constant"] for tile in tiles} == {"TILE", "PIECE", "QUERIES", "MOST_SUBKEYS"}
+    assert all(tile["times_faster"] > 0 for tile in tiles)
+    assert "== layer" in (tmp_path / "gpu_check.log").read_text()

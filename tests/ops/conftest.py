@@ -5,8 +5,6 @@ import torch
 @pytest.fixture
 def with_threads(form):
     """Calls a function with one thread, and with as many as there are."""
-    if form == "triton":
-        pytest.skip("a GPU has other threads")
     threads = torch.get_num_threads()
     if form == "numba":
         import numba
