@@ -28,6 +28,7 @@ PRELOADED = [
     *("fairseq.models.roberta", "matplotlib.figure", "numba", "scipy.stats", "sentencepiece"),
     *("sklearn.metrics", "torch.utils.tensorboard"),
     "torch._dynamo",  # which the first optimizer imports
+    "tests.commands.numba_ready",
 ]
 # What some of these read while they are imported.
 READ_AT_IMPORT = {"TRITON_INTERPRET", "NUMBA_DISABLE_JIT"}
