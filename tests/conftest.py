@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from hypothesis import settings
 
 from pkm_fairseq.ops.cpu import numba_imports
@@ -13,6 +14,9 @@ from pkm_fairseq.ops.gpu import triton_imports
 settings.register_profile("few", derandomize=True, max_examples=100, deadline=None, database=None)
 settings.register_profile("many", max_examples=1000, deadline=None, database=None)
 settings.load_profile("few")
+
+# Hydra copies the store whenever a configuration is composed, and changes neither: a fifth of it.
+ConfigStore.__deepcopy__ = lambda store, memo: store
 
 # Without a GPU, the GPU kernels are tested in triton's interpreter: it has to be asked for before
 # triton and the kernels are imported, and acts where the fixture ``form`` asks for it again.

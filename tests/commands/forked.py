@@ -25,10 +25,10 @@ from threading import Thread, Timer
 PRELOADED = [
     *("fairseq_cli.train", "fairseq_cli.hydra_train", "fairseq_cli.preprocess"),
     "fairseq_cli.validate",
-    *("fairseq.models.roberta", "matplotlib.figure", "numba", "scipy.stats", "sentencepiece"),
+    *("fairseq.models.roberta", "matplotlib.figure", "scipy.stats", "sentencepiece"),
     *("sklearn.metrics", "torch.utils.tensorboard"),
     "torch._dynamo",  # which the first optimizer imports
-    "tests.commands.numba_ready",
+    "tests.commands.preloaded",
 ]
 # What some of these read while they are imported.
 READ_AT_IMPORT = {"TRITON_INTERPRET", "NUMBA_DISABLE_JIT"}
