@@ -97,23 +97,26 @@ def test_the_parts_fit_into_seven_minutes(bench):
 def test_a_part_that_fails_or_is_late_does_not_stop_the_next(bench, tmp_path, monkeypatch):
     check = bench("gpu_check")
     monkeypatch.setattr(check, "MOST_SECONDS", 3000)
-    small = {name: check.SMALL[name] for name in ("models", "tiles")}
+    small = {**check.SMALL, "layer": "--nonsense"}
     monkeypatch.setattr(check, "SMALL", small)
-    monkeypatch.setattr(check, "LIMITS", {**dict.fromkeys(check.LIMITS, 500), "models": 0.2})
-    options = ["--device", "cpu", "--tests", "tests/ops/nonsense.py", "--dest", str(tmp_path)]
+    monkeypatch.setattr(check, "LIMITS", {**dict.fromkeys(check.LIMITS, 500), "ops": 0.2})
+    options = ["--device", "cpu", "--tests", "tests/ops/test_gpu.py", "--dest", str(tmp_path)]
     with pytest.raises(SystemExit) as exit:
         check.main(options)
     assert exit.value.code == 1
     record = json.loads((tmp_path / "gpu_check.json").read_text())
     assert {name: part["outcome"] for name, part in record["parts"].items()} == {
-        "tests of the ops": "failed",
+        "tests of the ops": "passed",
         "tests of every precision": "passed",
-        "models": "stopped after 0 s",
+        "ops": "stopped after 0 s",
         "tiles": "passed",
+        "layer": "failed",
+        "models": "passed",
     }
-    printed = record["parts"]["tests of the ops"]["printed"]
-    assert "file or directory not found: tests/ops/nonsense.py" in printed
+    assert "unrecognized arguments: --nonsense" in record["parts"]["layer"]["printed"]
     tiles = record["parts"]["tiles"]["results"]["tiles"]["results"]
     assert {tile["constant"] for tile in tiles} == {"TILE", "PIECE", "QUERIES", "MOST_SUBKEYS"}
     assert all(tile["times_faster"] > 0 for tile in tiles)
-    assert "== models" in (tmp_path / "gpu_check.log").read_text()
+    figures = record["parts"]["models"]["results"]["figures"]["figures"]
+    assert all(row["measured"] > 0 for row in figures)
+    assert "== layer" in (tmp_path / "gpu_check.log").read_text()
