@@ -1,6 +1,7 @@
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -47,6 +48,23 @@ def test_a_kernel_is_compiled_where_no_folder_can_keep_it():
     namespace = {}
     exec("def double(x): return 2 * x", namespace)  # belongs to no file
     assert compiled()(namespace["double"])(3) == 6
+
+
+@needs_numba
+@pytest.mark.parametrize("chunks", [1, 3, 16])
+@pytest.mark.parametrize(("slots_total", "accesses"), [(1, 5), (7, 0), (40, 9), (2**21, 3000)])
+def test_accesses_are_grouped_as_a_stable_sort_does_in_any_number_of_chunks(
+    slots_total, accesses, chunks
+):
+    from pkm_fairseq.ops.weighted_bag.cpu_kernels import group_by_slot
+
+    slots = np.random.default_rng(0).integers(slots_total, size=accesses)
+    slots[: accesses // 2] = slots[accesses - accesses // 2 :]  # each twice
+    rows, starts, order = group_by_slot(slots, slots_total, chunks)
+    expected, counts = np.unique(slots, return_counts=True)
+    assert rows.tolist() == expected.tolist()
+    assert starts.tolist() == [0, *counts.cumsum()]
+    assert order.tolist() == slots.argsort(kind="stable").tolist()
 
 
 @needs_numba

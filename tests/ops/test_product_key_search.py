@@ -84,6 +84,13 @@ def check_gradients_in_float32(inputs, scores, slots, upstream, form=None):
             assert_close(actual, exact.to(tensor.dtype))
 
 
+def test_gradients_that_reach_a_subkey_may_cancel():
+    inputs, _ = draw_search(50, 2, 3, 4, 3, dtype=torch.float32)
+    upstream = torch.randint(-1, 2, (50, 2, 3)).float()
+    scores, slots = product_key_search(*inputs, 3)
+    check_gradients_in_float32(inputs, scores, slots, upstream)
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_it_accumulates_the_gradients_of_half_precision_in_float32(dtype, form):
     inputs, upstream = draw_search(40, 2, 12, 9, 11, dtype=dtype)

@@ -77,7 +77,8 @@ def search_in_pieces(query, subkeys, k, softmax):
         # torch.einsum would copy the sub-keys.
         scores = torch.bmm(tokens, keys).unflatten(0, (-1, 2))  # (H, 2, T, N)
         found.append(product_key_topk(*scores.permute(1, 2, 0, 3), k))
-    return joined(found, softmax)
+    scores, slots = (torch.cat(pieces) for pieces in zip(*found))  # (T, H, K) each
+    return weighed(scores, softmax), slots
 
 
 def kernel_search(query, subkeys, k, softmax):
@@ -86,21 +87,22 @@ def kernel_search(query, subkeys, k, softmax):
 
     heads, _, n, _ = subkeys.shape
     keys = subkeys.flatten(0, 1).transpose(1, 2)  # (H * 2, Q, N)
-    found = []
-    for tokens in query.flatten(1, 2).split(count_tokens(subkeys)):  # (T, H * 2 or 1, Q)
+    found = query.new_empty(len(query), heads, k)
+    slots = torch.empty_like(found, dtype=torch.int64)
+    pieces = (x.split(count_tokens(subkeys)) for x in (query.flatten(1, 2), found, slots))
+    for tokens, *out in zip(*pieces):  # (T, H * 2 or 1, Q)
         if tokens.shape[1] == 1:
             scores = tokens[:, 0] @ subkeys.flatten(0, 2).t()
         else:
             scores = tokens.new_empty(len(tokens), 2 * heads, n)
             torch.bmm(tokens.transpose(0, 1), keys, out=scores.transpose(0, 1))
-        found.append(kernel_topk(scores.view(len(tokens), heads, 2, n), k))
-    return joined(found, softmax)
+        kernel_topk(scores.view(len(tokens), heads, 2, n), *out)
+    return weighed(found, softmax), slots
 
 
-def joined(found, softmax):
-    """Returns the scores, or their softmax, and the slots of all pieces, (T, H, K) each."""
-    scores, slots = (torch.cat(pieces) for pieces in zip(*found))
-    if softmax:
-        # Over few, close scores: float32 or better under any dtype of the model.
-        scores = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    return scores, slots
+def weighed(scores, softmax):
+    """Returns the scores of slots, (T, H, K), or their softmax."""
+    if not softmax:
+        return scores
+    # Over few, close scores: float32 or better under any dtype of the model.
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -22,53 +22,63 @@ def kernel_search_gradients(query, subkeys, slots, grad_scores):
     places = np.empty((tokens, 2 * heads, topk), np.int32)
     sums = np.empty((tokens, 2 * heads, topk), np.float32)
     counts = np.empty((tokens, 2 * heads), np.int64)
-    sum_subkeys(
-        keys.numpy(),
-        slots.numpy(),
-        grad_scores.float().contiguous().numpy(),
-        places,
-        sums,
-        counts,
-        grad_query.numpy(),
-    )
+    grads = grad_scores.float().contiguous().numpy()
+    find_subkeys(slots.numpy(), grads, keys.shape[1], places, sums, counts)
+    sum_subkeys(keys.numpy(), places, sums, counts, grad_query.numpy())
     sum_queries(rows.numpy(), places, sums, counts, grad_subkeys.numpy())
     return grad_query.view(query.shape), grad_subkeys.view(subkeys.shape)
 
 
-# Both index their tables: to make an array of each row would take as long as to add it.
-@compiled(parallel=True, fastmath={"contract"})
-def sum_subkeys(subkeys, slots, grad_scores, places, sums, counts, grad_query):
-    """Fills ``grad_query``, a row for each query, and which sub-keys it adds up.
+@compiled(parallel=True)
+def find_subkeys(slots, grad_scores, subkeys_total, places, sums, counts):
+    """Finds the distinct sub-keys of each token's slots, which are few.
 
-    The slots of a token have few distinct sub-keys. Their ``places`` and the ``sums`` of their
-    gradients, (T, 2 * H, K) each, are filled as far as ``counts``, (T, 2 * H), says.
+    Their ``places`` and the ``sums`` of their gradients, (T, 2 * H, K) each, are filled as far as
+    ``counts``, (T, 2 * H), says.
     """
     tokens, heads, topk = slots.shape
-    subkeys_total, width = subkeys.shape[1:]
+    n = np.uint64(subkeys_total)
+    for t in prange(tokens):
+        totals = np.zeros((2, subkeys_total), np.float32)
+        for head in range(heads):
+            part1, part2 = 2 * head, 2 * head + 1
+            count1 = count2 = 0
+            for rank in range(topk):
+                slot = np.uint64(slots[t, head, rank])
+                place1 = slot // n
+                place2 = slot - place1 * n
+                # Without a branch, which no processor could foresee: written in any case, and over
+                # it the next one's where it was known. One whose sum is zero again is listed twice,
+                # the second time with zero.
+                places[t, part1, count1], places[t, part2, count2] = place1, place2
+                count1 += totals[0, place1] == 0
+                count2 += totals[1, place2] == 0
+                totals[0, place1] += grad_scores[t, head, rank]
+                totals[1, place2] += grad_scores[t, head, rank]
+            counts[t, part1], counts[t, part2] = count1, count2
+            for half in range(2):
+                part = 2 * head + half
+                for i in range(counts[t, part]):
+                    place = places[t, part, i]
+                    sums[t, part, i] = totals[half, place]
+                    totals[half, place] = 0
+
+
+# Both index their tables: to make an array of each row would take as long as to add it.
+@compiled(parallel=True, fastmath={"contract"})
+def sum_subkeys(subkeys, places, sums, counts, grad_query):
+    """Fills ``grad_query``, a row for each query."""
+    tokens, parts = counts.shape
+    width = subkeys.shape[2]
     shared = len(grad_query) == tokens
     for token in prange(tokens):
         t = np.int64(token)
-        totals = np.zeros((2, subkeys_total), np.float32)
-        for part in range(2 * heads):
-            half, count = part % 2, 0
-            for rank in range(topk):
-                slot = slots[t, part // 2, rank]
-                place = slot // subkeys_total
-                if half == 1:
-                    place = slot - place * subkeys_total
-                if totals[half, place] == 0:
-                    places[t, part, count] = place
-                    count += 1
-                totals[half, place] += grad_scores[t, part // 2, rank]
-            counts[t, part] = count
-            row = t if shared else t * 2 * heads + part
+        for part in range(parts):
+            row = t if shared else t * parts + part
             if part == 0 or not shared:
                 grad_query[row] = 0
-            for i in range(count):
-                place = places[t, part, i]
-                total = totals[half, place]
-                sums[t, part, i] = total
-                totals[half, place] = 0
+            for i in range(counts[t, part]):
+                place, total = places[t, part, i], sums[t, part, i]
                 for q in range(width):
                     grad_query[row, q] += total * subkeys[part, place, q]
 

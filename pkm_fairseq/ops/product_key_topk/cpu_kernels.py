@@ -33,7 +33,9 @@ class KernelTopk(torch.autograd.Function):
         *shape, subkeys = scores1.shape
         tokens, heads = math.prod(shape[:-1]), math.prod(shape[-1:])
         halves = torch.stack([scores1.detach(), scores2.detach()], -2).float()
-        scores, slots = kernel_topk(halves.view(tokens, heads, 2, subkeys), k)
+        scores = torch.empty(tokens, heads, k)
+        slots = torch.empty_like(scores, dtype=torch.int64)
+        kernel_topk(halves.view(tokens, heads, 2, subkeys), scores, slots)
         ctx.save_for_backward(slots)
         ctx.halves = scores1.shape, scores1.dtype
         slots = slots.view(*shape, k)
@@ -53,21 +55,15 @@ class KernelTopk(torch.autograd.Function):
         return grad1.view(shape), grad2.view(shape), None
 
 
-def kernel_topk(halves, k):
+def kernel_topk(halves, scores, slots):
     """Same as ``product_key_topk``, without gradients.
 
     Args:
         halves: scores of both halves, (T, H, 2, N), float32, contiguous.
-        k: how many slots to select.
-
-    Returns:
-        The scores of the selected slots and the slots, (T, H, K) each.
+        scores, slots: where those of the selected slots go to, (T, H, K) each, contiguous.
     """
     follow_torch_threads()
-    tokens, heads = halves.shape[:2]
-    scores, slots = torch.empty(tokens, heads, k), torch.empty(tokens, heads, k, dtype=torch.int64)
     search(halves.numpy(), scores.numpy(), slots.numpy())
-    return scores, slots
 
 
 @compiled()

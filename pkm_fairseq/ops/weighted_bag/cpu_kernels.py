@@ -6,13 +6,13 @@ A = T * n accesses.
 
 import numpy as np
 import torch
-from numba import prange, types
+from numba import get_num_threads, prange, types
 from numba.extending import overload
 
 from ..cpu import compiled, follow_torch_threads
 
-# Bits of a slot by which one pass sorts: two passes do for tables of up to 4 million slots.
-RADIX_BITS = 11
+# Bits of a slot by which one pass sorts: two passes do for the paper's 262,144 slots.
+RADIX_BITS = 9
 ACCESS_BITS = 32
 
 
@@ -95,7 +95,9 @@ def clear(table, rows):
 def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None, room=None):
     """Same as ``touched_row_gradients``, for float32 tables."""
     follow_torch_threads()
-    rows, starts, accesses = group_by_slot(slots.flatten().long().numpy(), len(values))
+    rows, starts, accesses = group_by_slot(
+        slots.flatten().long().numpy(), len(values), get_num_threads()
+    )
     gradients, targets = out, rows
     if out is None:
         room = values.new_empty(len(rows), values.shape[1]) if room is None else room
@@ -116,46 +118,68 @@ def kernel_touched_row_gradients(values, slots, weights, grad_output, out=None, 
     return torch.from_numpy(rows), row_grads, grad_weights.to(weights.dtype)
 
 
-@compiled()
-def group_by_slot(slots, slots_total):
+@compiled(parallel=True)
+def group_by_slot(slots, slots_total, chunks):
     """Sorts the accesses by slot: a radix sort, whose time does not depend on ``slots_total``.
+
+    It cuts the accesses in ``chunks``, as many as there are threads, which change no result.
 
     Returns the distinct slots, (R,), where the accesses of each start, (R + 1,), and the accesses
     in that order, those of one slot in their own order, (A,).
     """
+    bounds = np.arange(chunks + 1) * len(slots) // chunks
     # A slot above the number of its access: one number to move.
-    keys = np.empty(len(slots), np.int64)
-    for a in range(len(slots)):
-        slot = slots[a]
-        if slot < 0 or slot >= slots_total:
-            raise IndexError("a slot is not in the table")
-        keys[a] = slot << ACCESS_BITS | a
-    next_keys = np.empty_like(keys)
-    mask = (1 << RADIX_BITS) - 1
+    keys, next_keys = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64)
+    outside = np.zeros(chunks, np.bool_)
+    for c in prange(chunks):
+        any_outside = False  # in a register: threads that write side by side wait for each other
+        for a in range(bounds[c], bounds[c + 1]):
+            any_outside |= slots[a] < 0 or slots[a] >= slots_total
+            keys[a] = slots[a] << ACCESS_BITS | a
+        outside[c] = any_outside
+    if outside.any():
+        raise IndexError("a slot is not in the table")
+    digits = 1 << RADIX_BITS
     shift = 0
     while (slots_total - 1) >> shift:
-        ends = np.zeros(mask + 2, np.int64)
-        for key in keys:
-            ends[((key >> ACCESS_BITS + shift) & mask) + 1] += 1
-        ends = ends.cumsum()
-        for key in keys:
-            digit = (key >> ACCESS_BITS + shift) & mask
-            next_keys[ends[digit]] = key
-            ends[digit] += 1
+        # Where the keys with a digit go to, chunk by chunk.
+        ends = np.zeros((chunks, digits), np.int64)
+        for c in prange(chunks):
+            for a in range(bounds[c], bounds[c + 1]):
+                ends[c, keys[a] >> ACCESS_BITS + shift & digits - 1] += 1
+        end = 0
+        for digit in range(digits):
+            for c in range(chunks):
+                count = ends[c, digit]
+                ends[c, digit] = end
+                end += count
+        for c in prange(chunks):
+            for a in range(bounds[c], bounds[c + 1]):
+                digit = keys[a] >> ACCESS_BITS + shift & digits - 1
+                next_keys[ends[c, digit]] = keys[a]
+                ends[c, digit] += 1
         keys, next_keys = next_keys, keys
         shift += RADIX_BITS
 
-    rows, starts, accesses = next_keys, np.empty(len(slots) + 1, np.int64), keys
-    found = 0
-    for a in range(len(slots)):
-        slot = keys[a] >> ACCESS_BITS
-        accesses[a] = keys[a] & ((1 << ACCESS_BITS) - 1)
-        if found == 0 or slot != rows[found - 1]:
-            rows[found] = slot
-            starts[found] = a
-            found += 1
-    starts[found] = len(slots)
-    return rows[:found].copy(), starts[: found + 1], accesses
+    found = np.zeros(chunks + 1, np.int64)
+    for c in prange(chunks):
+        distinct = 0
+        for a in range(bounds[c], bounds[c + 1]):
+            distinct += a == 0 or keys[a] >> ACCESS_BITS != keys[a - 1] >> ACCESS_BITS
+        found[c + 1] = distinct
+    found = found.cumsum()
+    rows, starts = np.empty(found[-1], np.int64), np.empty(found[-1] + 1, np.int64)
+    starts[-1] = len(slots)
+    accesses = next_keys
+    for c in prange(chunks):
+        r = found[c]
+        for a in range(bounds[c], bounds[c + 1]):
+            slot = keys[a] >> ACCESS_BITS
+            if a == 0 or slot != keys[a - 1] >> ACCESS_BITS:
+                rows[r], starts[r] = slot, a
+                r += 1
+            accesses[a] = keys[a] & ((1 << ACCESS_BITS) - 1)
+    return rows, starts, accesses
 
 
 # The order of the sum over D is free, so that it runs in vectors; it is the same in every thread.
