@@ -26,7 +26,7 @@ ALLOWED = {
     "usage.report": {"files", "models", "text", "usage"},
     "finetuning": {"files", "usage"},
     "task_data": {"files", "text"},
-    "tasks": {"config", "distributed", "fairseq_fixes", "finetuning", "task_data", "usage"},
+    "tasks": {"config", "distributed", "fairseq_fixes", "finetuning", "task_data", "text", "usage"},
     "huggingface": {"checkpoints", "config", "models", "text"},
 }
 EVERYTHING = {"", "__main__", "commands"}

@@ -19,7 +19,7 @@ from pkm_fairseq.files import atomic_write
 from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.task_data.glue import TASKS, submission_files
 from pkm_fairseq.task_data.task import is_test, read_description
-from pkm_fairseq.tasks.labels import class_names
+from pkm_fairseq.text.dictionaries import class_names
 
 from .arguments import add_device, add_user_dir, device_for, number_from
 

@@ -30,7 +30,9 @@ def task_for(folder, cfg):
         raise RefusalError(
             f"{folder} is no folder of binary data: it has no dict.txt and no input0"
         )
-    positions = cfg.model.max_positions
+    positions = getattr(cfg.model, "max_positions", None)
+    if positions is None:
+        raise RefusalError("the checkpoint is no RoBERTa: its model has no max_positions")
     if cfg.task._name.endswith("sentence_prediction") == of_glue:
         options = {**OmegaConf.to_container(cfg.task)}
     elif of_glue:

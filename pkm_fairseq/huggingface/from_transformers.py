@@ -68,6 +68,8 @@ def read_config(folder):
         RefusalError: if fairseq has no such model.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise RefusalError("config.json holds no options")
     given = config.get("model_type")
     if given not in MODEL_TYPES:
         raise RefusalError(f"model_type {given} is not among {', '.join(MODEL_TYPES)}")
@@ -76,6 +78,9 @@ def read_config(folder):
     for name, needed in required.items():
         if config.get(name, needed) != needed:
             raise RefusalError(f"fairseq has no {name} {config[name]} (only {needed})")
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width % heads:
+        raise RefusalError(f"hidden_size {width} cannot be divided by num_attention_heads {heads}")
     return config
 
 

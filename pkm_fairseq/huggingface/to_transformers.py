@@ -14,6 +14,7 @@ from pkm_fairseq.config import PKMConfig, flag
 from pkm_fairseq.models import PKMRobertaModel
 from pkm_fairseq.models.hub import find_bpe, make_ours
 from pkm_fairseq.refusals import RefusalError
+from pkm_fairseq.text.dictionaries import class_names
 from pkm_fairseq.text.encoders import BPE_FILES
 
 from .names import HEAD, to_transformers
@@ -119,8 +120,7 @@ def load_dictionaries(data):
     dictionary.add_symbol("<mask>")
     labels = []
     if (data / "label" / "dict.txt").is_file():
-        labels = Dictionary.load(str(data / "label" / "dict.txt"))
-        labels = labels.symbols[labels.nspecial :]
+        labels = class_names(Dictionary.load(str(data / "label" / "dict.txt")))
     return dictionary, labels
 
 
@@ -182,9 +182,14 @@ def make_config(options, weights, labels):
     }
     if "classifier.out_proj.weight" in weights:
         classes = len(weights["classifier.out_proj.weight"])
-        named = labels if len(labels) >= classes > 1 else [f"LABEL_{i}" for i in range(classes)]
+        if labels and classes not in (1, len(labels)):
+            raise RefusalError(
+                f"--data has {len(labels)} classes ({', '.join(labels)}), but the checkpoint's "
+                f"head has {classes}: name the data that it was finetuned on"
+            )
+        named = labels if labels and classes > 1 else [f"LABEL_{i}" for i in range(classes)]
         config["architectures"] = ["RobertaForSequenceClassification"]
-        config["id2label"] = dict(enumerate(named[:classes]))
+        config["id2label"] = dict(enumerate(named))
         config["label2id"] = {label: i for i, label in config["id2label"].items()}
     if options.pkm_layers:
         classes = ("Config", "ForMaskedLM", "ForSequenceClassification")

@@ -3,6 +3,7 @@
 import filecmp
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -236,5 +237,13 @@ def say_how_to_finetune(source):
     print(
         "finetune on it by: fairseq-hydra-train --config-dir user_dir_examples/own_task",
         "--config-name finetune",
-        *(shlex.quote(f"{name}={value}") for name, value in options.items()),
+        *(shlex.quote(f"{name}={for_hydra(value)}") for name, value in options.items()),
     )
+
+
+def for_hydra(value):
+    """Returns a value as Hydra's command line takes it, in quotes if it would read more into it."""
+    text = str(value)
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII):
+        return text
+    return "'" + text.replace("'", "\\'") + "'"

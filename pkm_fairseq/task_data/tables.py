@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 from pkm_fairseq.refusals import RefusalError
-from pkm_fairseq.text.text_files import raw_lines, read_lines
+from pkm_fairseq.text.text_files import raw_lines, read_lines, refuse_utf_16
 
 from .task import columns_of, is_test
 
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+NO_QUOTES = "if the quotes are of the text, give --no-quotes"
 PACKED_ENDINGS = (".gz", ".xz", ".bz2", ".zst")
 
 
@@ -59,12 +60,18 @@ def read_quoted(path, wanted, separator):
         number = table.line_num + 1  # cells may have line breaks
         bad_bytes.clear()
         try:
-            # The reader takes an empty line for no cells.
-            cells = _by_column(columns, next(table) or [""])
+            row = next(table) or [""]  # the reader takes an empty line for no cells
         except StopIteration:
             return
         except csv.Error as error:
-            cells = f"its quotes do not fit ({error}): if they are of the text, give --no-quotes"
+            cells = f"its quotes do not fit ({error}): {NO_QUOTES}"
+            if table.line_num > number:  # who leaves out a bad row would lose others with it
+                raise RefusalError(f"lines {number} to {table.line_num}: {cells}") from error
+        else:
+            cells = _by_column(columns, row)
+            # Of prose a tab and a line break in one cell are not.
+            if separator == "\t" and any({"\t", "\n"} <= {*cell} for cell in row):
+                cells = f"a cell in quotes takes in lines to {table.line_num}: {NO_QUOTES}"
         yield number, bad_bytes[0] if bad_bytes else cells
 
 
@@ -80,9 +87,13 @@ def read_unquoted(path, wanted, separator="\t", columns=()):
         columns: those of a file without a header.
     """
     for number, raw in enumerate(raw_lines(path), 1):
+        if number == 1:
+            refuse_utf_16(path, raw)
         try:
             cells = raw.decode("utf-8-sig").rstrip("\r\n").split(separator)
         except UnicodeDecodeError as error:
+            if not columns:
+                raise RefusalError(f"the header is no UTF-8: {error}") from error
             yield number, str(error)
             continue
         if columns:

@@ -97,6 +97,9 @@ def _parse(task, cells, split):
     if isinstance(cells, str):
         raise RefusalError(cells)
     values = [cells[name].strip() for name in columns_of(task, split)]
+    for name, value in zip(columns_of(task, split), values):
+        if re.search("[\ud800-\udfff]", value):  # as JSON may have, and no file of text
+            raise RefusalError(f"{name} has half of a character in it")
     for name, sentence in zip(task.sentences, values):
         if not sentence:
             raise RefusalError(f"{name} is empty")

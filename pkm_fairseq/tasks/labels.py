@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,17 +9,12 @@ import torch
 from fairseq.data.indexed_dataset import infer_dataset_impl, make_dataset
 
 from pkm_fairseq.refusals import RefusalError
+from pkm_fairseq.text.dictionaries import class_names
 
 NAMES_SHOWN = 10
 LARGEST = torch.finfo(torch.float32).max  # targets have 32 bits
 
 logger = logging.getLogger(__name__)
-
-
-def class_names(dictionary):
-    """Returns the classes of a label dictionary, without what fairseq adds to it."""
-    names = dictionary.symbols[dictionary.nspecial :]
-    return [name for name in names if name != "<mask>" and not re.match(r"madeupword\d", name)]
 
 
 def check_kind(cfg):

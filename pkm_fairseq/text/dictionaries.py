@@ -110,3 +110,9 @@ def check_fits(dictionary, encode, sentences):
             f"{share:.0%} of {len(pieces):,} pieces of a sample are not in --dict: "
             "give the dictionary and the encoder of the same pretraining"
         )
+
+
+def class_names(dictionary):
+    """Returns the classes of a label dictionary, without what fairseq adds to it."""
+    names = dictionary.symbols[dictionary.nspecial :]
+    return [name for name in names if name != "<mask>" and not re.match(r"madeupword\d", name)]

@@ -91,6 +91,12 @@ def refuse(message):
     raise RefusalError(message)
 
 
+def refuse_utf_16(path, start):
+    """Refuses a file by how it starts."""
+    if start.startswith(UTF_16_MARKS):
+        raise RefusalError(f"{path} is UTF-16: turn it into UTF-8, as iconv does")
+
+
 def read_lines(path, on_bad_bytes=refuse, bar=None):
     """Yields the lines of a file as text, without their ends.
 
@@ -106,8 +112,7 @@ def read_lines(path, on_bad_bytes=refuse, bar=None):
     number = 0
     for raw in raw_lines(path, bar):
         if not number:
-            if raw.startswith(UTF_16_MARKS):
-                raise RefusalError(f"{path} is UTF-16: turn it into UTF-8, as iconv does")
+            refuse_utf_16(path, raw)
             raw = raw[len(BYTE_ORDER_MARK) :] if raw.startswith(BYTE_ORDER_MARK) else raw
         # A carriage return alone ends a line, too, as in Python's own text files.
         for line in raw.rstrip(b"\r\n").split(b"\r"):

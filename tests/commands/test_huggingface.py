@@ -201,6 +201,7 @@ def plain(exports):
         ({"hidden_act": "relu"}, "hidden_act relu"),
         ({"vocab_size": 7}, "entries, config.json 7"),
         ({"num_hidden_layers": 4}, "3 encoder layers (not 4)"),
+        ({"num_attention_heads": 5}, "cannot be divided by num_attention_heads 5"),
     ],
 )
 def test_what_fairseq_lacks_is_refused(changes, reason, plain, tmp_path):
@@ -219,6 +220,7 @@ def test_what_fairseq_lacks_is_refused(changes, reason, plain, tmp_path):
         ("model.safetensors.index.json", {"weight_map": {"x": "part-2.safetensors"}}, "part-2"),
         ("model.safetensors", "half", "header"),
         ("dict.txt", None, "tokenizer"),
+        ("config.json", [], "config.json holds no options"),
     ],
 )
 def test_files_that_are_missing_are_named(file, content, reason, plain, tmp_path):
@@ -435,6 +437,15 @@ def test_a_model_without_a_tokenizer_comes_back_with_its_dictionary(exports, tmp
 
 def test_labels_are_named_as_in_the_data(exports):
     assert exports[0]["replace"][2]["labels"] == {0: "yes", 1: "no", 2: "perhaps"}
+
+
+def test_data_of_other_classes_are_refused(exports, data, tmp_path):
+    checkpoint = exports[0]["replace"][0].with_suffix(".pt")
+    (tmp_path / "label").mkdir()
+    (tmp_path / "label" / "dict.txt").write_text("yes 2\nno 1\nmaybe 1\nperhaps 1\n")
+    shutil.copy(data / "dict.txt", tmp_path)
+    with pytest.raises(ValueError, match="--data has 4 classes .*, but the .* head has 3: name"):
+        call("export", checkpoint, "--data", tmp_path, "--dest", tmp_path / "new")
 
 
 @pytest.mark.parametrize(

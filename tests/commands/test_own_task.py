@@ -7,13 +7,15 @@ import re
 import pytest
 import torch
 from fairseq.data import Dictionary, data_utils
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from pkm_fairseq.commands.predict import table
+from pkm_fairseq.task_data.folders import for_hydra
 from pkm_fairseq.tasks import PKMSentencePredictionTask
-from pkm_fairseq.tasks.labels import class_names
 from pkm_fairseq.tasks.sentence_prediction import PKMSentencePredictionConfig
+from pkm_fairseq.text.dictionaries import class_names
 from tests.commands.commands import call
 
 COLUMNS = "id", "text", "about", "mood"
@@ -167,6 +169,12 @@ def test_the_command_that_finetunes_is_printed_and_the_task_described(prepare, t
     assert described["rows"] == {"train": 4, "valid": 2, "test": 2}
 
 
+@pytest.mark.parametrize("value", ["valid,valid1", "/it's/ü (a=b),c", "[x]", "~/{a}", 3])
+def test_hydra_reads_a_printed_option_as_it_is(value):
+    override = OverridesParser.create().parse_override(f"name={for_hydra(value)}")
+    assert override.value() == value
+
+
 def test_what_is_made_stays_and_another_task_in_its_place_is_refused(prepare, tables, capsys):
     folder = prepare()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -216,6 +224,46 @@ def test_quotes_that_do_not_fit_are_named_and_can_be_of_the_text(prepare, model,
     assert [text[:3] for text in sentences_of(folder, model, "input0", "train")] == [
         text[:3] for text in expected
     ]
+
+
+def test_rows_that_quotes_swallow_are_not_lost_in_silence(prepare, tables, tmp_path, capsys):
+    def train_on(lines):
+        text = "text\tmood\n" + "".join(f"{line}\n" for line in lines)
+        (tmp_path / "train.tsv").write_text(text)
+
+    for split in ("valid", "test"):
+        write_tsv(tmp_path / f"{split}.tsv", ROWS[split])
+    train_on(["go\tgood", '"Oh dear\tbad', "a\tgood", 'fine day"\tbad', "end\tbad"])
+    with pytest.raises(ValueError, match="1 in train.tsv"):
+        prepare(ending=".tsv")
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/train.tsv:3: a cell in quotes takes in lines to 5: if the quotes are of the "
+        "text, give --no-quotes"
+    ]
+    train_on(["go\tgood", '"Oh dear\tbad', *["a\tgood"] * 50])
+    with pytest.raises(ValueError, match=r"train.tsv: lines 3 to 53: its quotes do not fit \("):
+        prepare("--skip-bad-rows", ending=".tsv")
+
+
+@pytest.mark.parametrize("options", [(), ("--no-quotes",)])
+def test_a_table_in_another_encoding_is_refused_by_its_first_line(prepare, tmp_path, options):
+    (tmp_path / "train.tsv").write_text("text\tmood\ngo\tgood\n", encoding="utf-16")
+    with pytest.raises(ValueError, match="train.tsv is UTF-16: turn it into UTF-8"):
+        prepare(*options, ending=".tsv")
+    (tmp_path / "train.tsv").write_text("text\tmood\tété\ngo\tgood\t\n", encoding="latin-1")
+    if options:
+        with pytest.raises(ValueError, match="train.tsv: the header is no UTF-8"):
+            prepare(*options, ending=".tsv")
+
+
+def test_half_a_character_is_a_bad_row(prepare, tables, tmp_path, capsys):
+    rows = [("1", "cut \ud83d", "x", "good"), ("2", "whole", "y", "good\ud83d"), *ROWS["train"]]
+    for split in ROWS:
+        write_jsonl(tmp_path / f"{split}.jsonl", rows if split == "train" else ROWS[split])
+    prepare("--skip-bad-rows", ending=".jsonl")
+    reported = capsys.readouterr().err
+    assert f"{tmp_path}/train.jsonl:1: text has half of a character in it\n" in reported
+    assert f"{tmp_path}/train.jsonl:2: mood has half of a character in it\n" in reported
 
 
 @pytest.mark.parametrize("low", ["-2", "7.5"])

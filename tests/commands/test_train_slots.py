@@ -6,9 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from pkm_fairseq.commands.cli import main
+from pkm_fairseq.finetuning.accesses import task_for
 from pkm_fairseq.models import PKMRobertaModel
+from pkm_fairseq.refusals import RefusalError
 from pkm_fairseq.usage.observe import observe_reads
 from tests.commands.commands import (
     MEMORY,
@@ -147,6 +150,8 @@ def test_what_cannot_be_listed_is_refused_in_one_line(start, data, tmp_path, cap
         with pytest.raises(SystemExit, match=f"error: {message}"):
             list_slots(start, folder, tmp_path / "slots.json", *extra)
     assert not (tmp_path / "slots.json").exists()
+    with pytest.raises(RefusalError, match="no RoBERTa"):
+        task_for(data, OmegaConf.create({"model": {"_name": "transformer_lm"}}))
     with pytest.raises(SystemExit):
         list_slots(start, data, tmp_path)
     assert f"--dest {tmp_path} is a folder: name a file" in capsys.readouterr().err
