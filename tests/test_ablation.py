@@ -196,6 +196,12 @@ def test_finetuned_models_are_scored_without_what_their_memories_hold():
     assert "d/d.1.CoLA.2/checkpoint_best.pt" in tuned["d.1.CoLA.2.empty"].command
 
 
+def test_a_folder_may_have_a_name_in_which_hydra_would_read_more():
+    steps = import_module("steps").Steps(read(), *map(Path, ("c", "g", "runs/lr=0.1")))
+    tuned = {step.name: step for step in steps.finetunings(["d"])}
+    assert "checkpoint.save_dir='runs/lr=0.1/d.1.CoLA.1'" in tuned["d.1.CoLA.1"].command
+
+
 def test_fairseq_takes_the_commands_of_finetunings(monkeypatch):
     from fairseq import options
     from fairseq.dataclass.initialize import hydra_init

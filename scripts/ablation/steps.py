@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Tuple
 
 from pkm_fairseq.commands.configs import load_config
+from pkm_fairseq.task_data.folders import for_hydra
 
 ROOT = Path(__file__).parents[2]
 GLUE_CONFIGS = ROOT / "user_dir_examples" / "glue"
@@ -342,7 +343,9 @@ def flags(options):
 
 
 def hydra_value(value):
-    """Writes a value as Hydra reads it."""
+    """Writes a value as Hydra reads it; text may be more than one word of Hydra's, a path not."""
+    if isinstance(value, Path):
+        return for_hydra(value)
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(hydra_value, value))}]"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
