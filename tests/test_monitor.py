@@ -320,6 +320,29 @@ def test_a_batch_tried_again_after_an_exception_is_counted():
     assert monitor.figures() == expected
 
 
+def test_a_batch_tried_again_after_an_exception_in_the_drift_counts_once():
+    model = make_memory_model().eval()
+    sentences = Sentences(draw_tokens(4, 5), drift_tokens=20)
+    batch = sentences.batch(0, 1, 2, 3)
+    forward, calls = model.forward, count()
+
+    def fail_once(*args, **options):
+        if next(calls) == 1:  # the pass after that of the validation
+            raise RuntimeError("out of memory")
+        return forward(*args, **options)
+
+    monitor = UsageMonitor()
+    monitor.begin_set("valid", first_examples(sentences, 20))
+    model.forward = fail_once
+    watch = monitor.watch_validation(model, batch, PAD)
+    with pytest.raises(RuntimeError, match="out of memory"), watch:
+        model(**batch["net_input"])
+    with monitor.watch_validation(model, batch, PAD):
+        model(**batch["net_input"])
+    (counts,) = monitor.counts().values()
+    assert counts[1].sum() == 20 * model.memories()[1].heads * model.memories()[1].search.topk
+
+
 def test_watching_leaves_nothing_on_the_model_and_does_not_change_what_it_computes():
     model = make_memory_model()
     names, hooks, tokens = set(model.state_dict()), hooks_of(model), draw_tokens(3, 7)

@@ -55,7 +55,7 @@ def test_what_is_written_is_read(tmp_path):
         ({"slots": [True]}, "what is no slot"),
         ({"slots": [1, 1]}, "a slot of layer 1 twice"),
         ({"layers": 3}, "is no list of slots"),
-        ({"layers": [2, 4]}, "is no list of slots"),
+        ({"layers": [2, 4]}, "lists the same layers twice"),
     ],
 )
 def test_a_list_of_another_memory_is_refused(tmp_path, change, message):

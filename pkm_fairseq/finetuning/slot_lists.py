@@ -77,12 +77,12 @@ def read_slots(path, sizes):
         with open(path) as file:
             lists = json.load(file)["pkm_slots"]
         found = {tuple(of["layers"]): (of["slots_total"], of["slots"]) for of in lists}
-        if len(found) < len(lists):
-            raise RefusalError("lists the same layers twice")
     except OSError as error:
         raise RefusalError(f"cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RefusalError("is no list of slots: make one with pkm-fairseq slots") from error
+    if len(found) < len(lists):
+        raise RefusalError("lists the same layers twice")
     if found.keys() != sizes.keys():
         theirs, ours = (_name(tables) for tables in (found, sizes))
         raise RefusalError(f"lists slots of {theirs}, but the model's memories are of {ours}")

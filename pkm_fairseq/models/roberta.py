@@ -302,12 +302,19 @@ class PKMRobertaModel(RobertaModel):
         """Same as in fairseq's RoBERTa, unless it is trained by an optimizer that cannot.
 
         Raises:
-            RefusalError: if values have sparse gradients that nobody takes, or cannot be trained.
+            RefusalError: if values have sparse gradients that nobody takes or torch cannot add up,
+                or cannot be trained.
         """
         if self.training and torch.is_grad_enabled():
             self._refuse_compact_tables()
             check_pruned(self)
             for values in self._shared_by_optimizer.values():
+                half = values.dtype == torch.float16 and values.is_cpu
+                if half and is_sparse(values) and values.grad is not None:
+                    raise RefusalError(
+                        "torch adds up no sparse gradients of float16 on a CPU: choose --pkm-grad "
+                        "dense, bfloat16 or --update-freq 1"
+                    )
                 if values.requires_grad and not hasattr(values, "taken_by_lazy_adam"):
                     sparse = is_sparse(values)
                     option = "--pkm-grad sparse" if sparse else "--pkm-shards"

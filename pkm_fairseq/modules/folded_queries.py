@@ -29,6 +29,7 @@ def can_fold(memory, tokens):
     query, norm = memory.query, memory.query_norm
     return (
         (type(query), type(norm)) == (nn.Linear, QueryBatchNorm)
+        and query.bias is not None
         and memory.search.cosine is None
         and not (memory.training and (norm.sync or memory.query_dropout.p))
         and not any(part._forward_hooks or part._forward_pre_hooks for part in (query, norm))

@@ -192,10 +192,11 @@ class UsageMonitor:
         counted = self._seen.isdisjoint(examples)
         with self._set.observe(model, counted) as reads:
             yield
+        if counted:
+            # Before the model runs again: should it fail there, fairseq tries the batch once more.
+            self._seen.update(examples)
         self._drift.keep(model, sample, pad, reads, counted)
         self.moved.compare(memories_of(model))
-        if counted:
-            self._seen.update(examples)
 
     def counts(self):
         """Returns the counts of the set, by layer, (3, H, S) or (3, 1, S), on the CPU."""

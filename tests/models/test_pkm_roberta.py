@@ -279,6 +279,16 @@ def test_fairseq_tells_where_a_nan_comes_from(caplog):
     assert "layers.1" in where
 
 
+def test_sparse_gradients_that_torch_cannot_add_up_are_refused():
+    model = make_memory_model(pkm_grad="sparse").half().train()
+    LazyAdam(model.parameters())
+    for _ in range(2):
+        model.zero_grad()
+        model(draw_tokens(2, 9))[0].sum().backward()
+    with pytest.raises(ValueError, match="float16 on a CPU: choose --pkm-grad dense"):
+        model(draw_tokens(2, 9))
+
+
 @pytest.mark.parametrize(
     "options", [{"pkm_grad": "sparse"}, {"pkm_mode": "replace"}, ALL_FORMS], ids=str
 )

@@ -91,6 +91,11 @@ class OwnQuery(ProductKeyMemory):
         return torch.nn.Sequential(torch.nn.Linear(input_dim, query_dim), torch.nn.Tanh())
 
 
+class QueryWithoutBias(ProductKeyMemory):
+    def build_query(self, input_dim, query_dim):
+        return torch.nn.Linear(input_dim, query_dim, bias=False)
+
+
 def test_queries_that_others_see_or_change_are_made():
     x = draw_tokens()
     assert can_fold(make_memory(), x)
@@ -99,7 +104,10 @@ def test_queries_that_others_see_or_change_are_made():
         assert not can_fold(make_memory(**options), x)
     for options in ({"sync_query_norm": True}, {"key_dim": 4}):
         assert not can_fold(make_memory(**options), x)
-    assert not can_fold(OwnQuery(DIM, subkeys=9, heads=2, topk=3, key_dim=64), x)
+    for own in (OwnQuery, QueryWithoutBias):
+        memory = own(DIM, subkeys=9, heads=2, topk=3, key_dim=64)
+        assert not can_fold(memory, x)
+        assert memory(x).shape == x.shape
     assert not can_fold(make_memory().double(), x.double())
     assert not can_fold(make_memory(), x[:1])
     for part in ("query", "query_norm"):

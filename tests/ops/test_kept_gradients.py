@@ -107,6 +107,18 @@ def test_a_batch_that_counts_nothing_touches_no_row():
     assert torch.equal(weights.grad, torch.zeros_like(weights))
 
 
+def test_a_batch_that_counts_nothing_may_be_the_first_of_an_update(kept):
+    table = make_table()
+    for _ in range(2):
+        slots, weights, upstream = draw_batch()
+        others = [draw_batch(), draw_batch()]
+        table.grad = None
+        read_and_go_back(table, (slots, weights, upstream * 0), kept)
+        for batch in others:
+            read_and_go_back(table, batch, kept)
+        assert_close(table.grad.to_dense(), expected_gradient(table, *others))
+
+
 def test_tokens_without_a_gradient_touch_no_row():
     table = make_table()
     slots, weights, upstream = draw_batch()

@@ -111,6 +111,9 @@ def sparse_gradient(values, slots, weights, grad_output, room=None):
     rows, row_grads, grad_weights = touched_row_gradients(
         values, slots, weights, grad_output, room=room
     )
+    if not len(rows):
+        # To add to an empty gradient torch enlarges it, which it cannot where numpy has seen it.
+        rows, row_grads = rows.new_empty(0), row_grads.new_empty(0, values.shape[1])
     grad_values = torch.sparse_coo_tensor(
         rows.unsqueeze(0), row_grads, values.shape, is_coalesced=True, check_invariants=False
     )
