@@ -69,9 +69,9 @@ def read_quoted(path, wanted, separator):
                 raise RefusalError(f"lines {number} to {table.line_num}: {cells}") from error
         else:
             cells = _by_column(columns, row)
-            # Of prose a tab and a line break in one cell are not.
+            # No prose has both in one cell: its quotes have swallowed rows.
             if separator == "\t" and any({"\t", "\n"} <= {*cell} for cell in row):
-                cells = f"a cell in quotes takes in lines to {table.line_num}: {NO_QUOTES}"
+                cells = f"a cell in quotes goes on to line {table.line_num}: {NO_QUOTES}"
         yield number, bad_bytes[0] if bad_bytes else cells
 
 

@@ -237,7 +237,7 @@ def test_rows_that_quotes_swallow_are_not_lost_in_silence(prepare, tables, tmp_p
     with pytest.raises(ValueError, match="1 in train.tsv"):
         prepare(ending=".tsv")
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path}/train.tsv:3: a cell in quotes takes in lines to 5: if the quotes are of the "
+        f"{tmp_path}/train.tsv:3: a cell in quotes goes on to line 5: if the quotes are of the "
         "text, give --no-quotes"
     ]
     train_on(["go\tgood", '"Oh dear\tbad', *["a\tgood"] * 50])

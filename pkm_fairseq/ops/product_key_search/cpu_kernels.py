@@ -47,9 +47,9 @@ def find_subkeys(slots, grad_scores, subkeys_total, places, sums, counts):
                 slot = np.uint64(slots[t, head, rank])
                 place1 = slot // n
                 place2 = slot - place1 * n
-                # Without a branch, which no processor could foresee: written in any case, and over
-                # it the next one's where it was known. One whose sum is zero again is listed twice,
-                # the second time with zero.
+                # Written whether new or not, and if not, the next one is written over it: a branch
+                # here is one that no processor can foresee. A sub-key whose sum comes back to zero
+                # is listed twice, the second time with zero.
                 places[t, part1, count1], places[t, part2, count2] = place1, place2
                 count1 += totals[0, place1] == 0
                 count2 += totals[1, place2] == 0
