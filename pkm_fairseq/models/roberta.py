@@ -309,14 +309,14 @@ class PKMRobertaModel(RobertaModel):
             self._refuse_compact_tables()
             check_pruned(self)
             for values in self._shared_by_optimizer.values():
-                half = values.dtype == torch.float16 and values.is_cpu
-                if half and is_sparse(values) and values.grad is not None:
+                sparse = is_sparse(values)
+                half_on_cpu = values.dtype == torch.float16 and values.is_cpu
+                if sparse and half_on_cpu and values.grad is not None:
                     raise RefusalError(
                         "torch adds up no sparse gradients of float16 on a CPU: choose --pkm-grad "
                         "dense, bfloat16 or --update-freq 1"
                     )
                 if values.requires_grad and not hasattr(values, "taken_by_lazy_adam"):
-                    sparse = is_sparse(values)
                     option = "--pkm-grad sparse" if sparse else "--pkm-shards"
                     other = "choose --pkm-grad dense" if sparse else "leave --pkm-shards out"
                     raise RefusalError(

@@ -69,7 +69,7 @@ def raw_lines(path, bar=None):
         bar: a progress bar over the bytes of the file as it lies there.
 
     Raises:
-        RefusalError: if it cannot be unpacked to its end.
+        RefusalError: if it is UTF-16, or cannot be unpacked to its end.
     """
     with open(path, "rb") as file:
         start = file.peek(8)
@@ -77,10 +77,14 @@ def raw_lines(path, bar=None):
         seen = 0
         try:
             for number, line in enumerate(opener(file) if opener else file, 1):
+                if number == 1 and line.startswith(UTF_16_MARKS):
+                    raise RefusalError(f"{path} is UTF-16: turn it into UTF-8, as iconv does")
                 yield line
                 if bar is not None and not number % LINES_BETWEEN_LOOKS:
                     bar.update(file.tell() - seen)
                     seen = file.tell()
+        except RefusalError:
+            raise
         except Exception as error:  # of whichever library unpacks it
             raise RefusalError(f"{path} cannot be read to its end: {error}") from error
         if bar is not None:
@@ -89,12 +93,6 @@ def raw_lines(path, bar=None):
 
 def refuse(message):
     raise RefusalError(message)
-
-
-def refuse_utf_16(path, start):
-    """Refuses a file by how it starts."""
-    if start.startswith(UTF_16_MARKS):
-        raise RefusalError(f"{path} is UTF-16: turn it into UTF-8, as iconv does")
 
 
 def read_lines(path, on_bad_bytes=refuse, bar=None):
@@ -111,9 +109,8 @@ def read_lines(path, on_bad_bytes=refuse, bar=None):
     """
     number = 0
     for raw in raw_lines(path, bar):
-        if not number:
-            refuse_utf_16(path, raw)
-            raw = raw[len(BYTE_ORDER_MARK) :] if raw.startswith(BYTE_ORDER_MARK) else raw
+        if not number and raw.startswith(BYTE_ORDER_MARK):
+            raw = raw[len(BYTE_ORDER_MARK) :]
         # A carriage return alone ends a line, too, as in Python's own text files.
         for line in raw.rstrip(b"\r\n").split(b"\r"):
             number += 1

@@ -15,7 +15,7 @@ HISTORY = {
     "ppl": "validation perplexity",
     "loss": "validation loss",
     "pkm_worth": "worth: what the loss gains without memories, in bits",
-    "pkm_moved": "how far values have moved since the run began or went on",
+    "pkm_moved": "how far values have moved since the run began or was resumed",
     "pkm_top1_usage": "top-1 usage",
     "pkm_topk_usage": "top-k usage",
     "pkm_kl": "KL from uniform",
