@@ -35,6 +35,7 @@ OTHER_OPTIONS = {
     "pkm_values_lr_scheduled",
     "pkm_values_weight_decay",
     "pkm_values_clip_norm",
+    "pkm_search_lr",
 }
 
 # Options of the model that need no memory.

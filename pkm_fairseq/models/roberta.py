@@ -49,7 +49,7 @@ class PKMRobertaModel(RobertaModel):
         self._shared_by_optimizer = {}
         self._table_dtype = encoder.pkm_config.pkm_table_dtype
         if self._table_dtype == "model":
-            self._mark_values()
+            self._mark_parameters()
         else:
             self._compact_tables()
 
@@ -68,10 +68,13 @@ class PKMRobertaModel(RobertaModel):
                 "trained: remove it, or call eval()"
             )
 
-    def _mark_values(self):
-        """Marks the parameters that are values, for optimizers and workers."""
+    def _mark_parameters(self):
+        """Marks the memories' parameters, for optimizers and workers."""
+        # By the group fairseq's optimizers, ours among them, know these from the rest.
+        for memory in self.memories().values():
+            for param in memory.search_parameters():
+                param.param_group = "pkm_search"
         for table in self.tables().values():
-            # By which fairseq's optimizers, ours among them, know the values from the rest.
             table.trained.param_group = "pkm_values"
             table.trained.pkm_grad = table.grad
             table.trained.pkm_shard = table.weight.pkm_shard = table.shard
@@ -225,7 +228,7 @@ class PKMRobertaModel(RobertaModel):
         self._refuse_compact_tables()
         for layers, table in self.tables().items():
             table.train_rows(slots[layers])
-        self._mark_values()
+        self._mark_parameters()
 
     def freeze_rest(self, head=None):
         """Lets nothing but values, those that are trained anyway, and one head be trained.

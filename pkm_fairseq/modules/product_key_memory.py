@@ -5,6 +5,7 @@ half the width of a query, K slots read per head, V width of a value, R width of
 """
 
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import nn
@@ -97,6 +98,11 @@ class ProductKeyMemory(nn.Module):
         nn.init.uniform_(self.subkeys, -bound, bound)
         if isinstance(self.output, nn.Linear):
             nn.init.normal_(self.output.weight, std=self.output.in_features**-0.5)
+
+    def search_parameters(self):
+        """Returns the parameters that decide which slots a token reads, and how it weighs them."""
+        parts = self.query, self.query_norm, self.search
+        return [self.subkeys, *chain.from_iterable(part.parameters() for part in parts)]
 
     def forward(self, x, padding_mask=None):
         """Reads the memory for every token that is not padding.

@@ -1,4 +1,4 @@
-"""Adam for a model with memory, whose values have settings of their own.
+"""Adam for a model with memory, whose values and search have settings of their own.
 
 No ``from __future__ import annotations`` here: fairseq reads the types of the fields.
 """
@@ -19,12 +19,12 @@ from pkm_fairseq.refusals import RefusalError
 from .averaging import average_gradient, no_gradient
 from .lazy_adam import LazyAdam
 
-VALUES_GROUP = 1  # parameter groups: all else, values
+VALUES_GROUP = 1  # parameter groups: all else, values and, with a rate of its own, the search
 
 
 @dataclass
 class PKMAdamConfig(FairseqDataclass):
-    """Options of ``pkm_adam``: Adam's, and those of the values."""
+    """Options of ``pkm_adam``: Adam's, and those of the values and of the search for slots."""
 
     adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "betas of Adam"})
     adam_eps: float = field(default=1e-8, metadata={"help": "epsilon of Adam"})
@@ -50,6 +50,13 @@ class PKMAdamConfig(FairseqDataclass):
         default=0.0,
         metadata={"help": "clip the values' gradient to this norm, after --clip-norm; 0 for none"},
     )
+    pkm_search_lr: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "learning rate of what finds slots, queries and sub-keys, which follows the "
+            "schedule of --lr in proportion (default: that of the model)"
+        },
+    )
     lr: List[float] = II("optimization.lr")
     amp: bool = II("common.amp")
     zero_sharding: ZERO_SHARDING_CHOICES = II("distributed_training.zero_sharding")
@@ -61,13 +68,17 @@ class PKMAdamConfig(FairseqDataclass):
 class PKMAdam(FairseqOptimizer):
     """AdamW for all parameters; the values' own rate, decay and clipping, and sparse gradients.
 
+    What finds slots may have a rate of its own, too: queries and sub-keys that learn as fast as the
+    model can come to agree on a few directions, along which a few slots win all tokens.
+
     Gradients are averaged, unscaled and clipped by one factor that is held back until the step:
     none of these costs a pass over the table, and sparse gradients, which fairseq's own methods
     leave unscaled without a word, are scaled like the rest.
 
     Args:
         cfg: a ``PKMAdamConfig``.
-        params: the parameters; values are those tagged ``param_group = "pkm_values"``.
+        params: the parameters; values are those tagged ``param_group = "pkm_values"``, and those
+            of the search ``"pkm_search"``.
 
     Raises:
         RefusalError: if an option has no effect or cannot work, naming what to change.
@@ -75,10 +86,13 @@ class PKMAdam(FairseqOptimizer):
 
     def __init__(self, cfg, params):
         super().__init__(cfg)
-        params = list(params)
-        values = [p for p in params if getattr(p, "param_group", None) == "pkm_values"]
-        others = [p for p in params if getattr(p, "param_group", None) != "pkm_values"]
-        _check(cfg, values)
+        groups = {"": [], "pkm_values": [], "pkm_search": []}
+        apart = {"pkm_values"} if cfg.pkm_search_lr is None else groups
+        for param in params:
+            group = getattr(param, "param_group", "")
+            groups[group if group in apart else ""].append(param)
+        others, values, search = groups.values()
+        _check(cfg, values, search)
         self._factor = 1.0  # of the gradients, not applied yet
         self._optimizer = LazyAdam(
             [
@@ -88,6 +102,7 @@ class PKMAdam(FairseqOptimizer):
                     "weight_decay": cfg.pkm_values_weight_decay,
                     "clip_norm": cfg.pkm_values_clip_norm,
                 },
+                *([{"params": search, "weight_decay": cfg.weight_decay}] if search else []),
             ],
             betas=_read_betas(cfg.adam_betas),
             eps=cfg.adam_eps,
@@ -95,13 +110,18 @@ class PKMAdam(FairseqOptimizer):
         self.set_lr(cfg.lr[0])
 
     def set_lr(self, lr):
-        """Sets the learning rate of all but the values, and of those what their options say."""
-        values_lr = lr
-        if self.cfg.pkm_values_lr is not None:
-            values_lr = self.cfg.pkm_values_lr
-            if self.cfg.pkm_values_lr_scheduled:
-                values_lr *= lr / self.cfg.lr[0]
-        for group, group_lr in zip(self.param_groups, (lr, values_lr)):
+        """Sets the learning rate of the model, and of values and search what their options say."""
+
+        def in_proportion(rate):
+            return rate * lr / self.cfg.lr[0]
+
+        values_lr, search_lr = self.cfg.pkm_values_lr, self.cfg.pkm_search_lr
+        if values_lr is None:
+            values_lr = lr
+        elif self.cfg.pkm_values_lr_scheduled:
+            values_lr = in_proportion(values_lr)
+        rates = [lr, values_lr, *([] if search_lr is None else [in_proportion(search_lr)])]
+        for group, group_lr in zip(self.param_groups, rates):
             group["lr"] = group_lr
 
     def all_reduce_grads(self, module):
@@ -146,9 +166,17 @@ class PKMAdam(FairseqOptimizer):
         """Goes on from a checkpoint at its learning rate, with the other options given now.
 
         Raises:
-            RefusalError: if it is of another optimizer, or of the other kind of gradient.
+            RefusalError: if it is of another optimizer, or of the other kind of gradient, or has
+                other groups of parameters.
         """
-        if len(state_dict["param_groups"]) != len(self.param_groups):
+        groups = len(state_dict["param_groups"])
+        if {groups, len(self.param_groups)} == {2, 3}:
+            raise RefusalError(
+                f"the checkpoint's optimizer was trained with{'out' if groups == 2 else ''} "
+                f"--pkm-search-lr: {'leave it out' if groups == 2 else 'give it'}, or forget its "
+                "state with --reset-optimizer"
+            )
+        if groups != len(self.param_groups):
             # Which fairseq finds out only where no half precision hides the optimizer.
             raise RefusalError(
                 "the checkpoint was not trained with --optimizer pkm_adam: choose its optimizer, "
@@ -186,7 +214,7 @@ def _read_betas(betas):
     raise RefusalError(f"--adam-betas {betas} is not two numbers from 0 to below 1, as (0.9,0.98)")
 
 
-def _check(cfg, values):
+def _check(cfg, values, search):
     """Refuses options that have no effect or cannot work."""
     if cfg.amp:
         raise RefusalError(
@@ -212,12 +240,15 @@ def _check(cfg, values):
         raise RefusalError(
             "--pkm-values-lr-scheduled has no effect without --pkm-values-lr: add it"
         )
-    for name in ("pkm_values_lr", "pkm_values_weight_decay", "pkm_values_clip_norm"):
+    of_values = ("pkm_values_lr", "pkm_values_weight_decay", "pkm_values_clip_norm")
+    acts_on = dict.fromkeys(of_values, ("values", values))
+    acts_on["pkm_search_lr"] = ("queries or sub-keys", search)
+    for name, (what, params) in acts_on.items():
         value = getattr(cfg, name)
         if value is not None and value < 0:
             raise RefusalError(f"{flag(name)} {value} is negative: raise it")
-        if value and not values:
+        if value != getattr(PKMAdamConfig, name) and not params:
             raise RefusalError(
-                f"{flag(name)} has no effect, since there are no values to optimize: remove it, or "
+                f"{flag(name)} has no effect, since there are no {what} to optimize: remove it, or "
                 "give the model a memory with --pkm-layers; with --fp16 add --fp16-no-flatten-grads"
             )

@@ -56,6 +56,7 @@ def test_a_sparse_run_killed_and_resumed_ends_bit_identical(data, tmp_path):
     options = {**SPARSE, "save-interval-updates": 10, "keep-interval-updates": 1}
     options = {**options, "update-freq": 2, "batch-size": 4, "pkm-values-lr": 0.02}
     options = {**options, "pkm-values-weight-decay": 0.01, "pkm-values-clip-norm": 0.5}
+    options = {**options, "pkm-search-lr": 0.001}
     run("fairseq-train", *pretraining(data, tmp_path / "whole", updates=30, **options))
     command = ["fairseq-train", *pretraining(data, tmp_path / "killed", updates=30, **options)]
     run_until(r'"num_updates": "17"', *command)

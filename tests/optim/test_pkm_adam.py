@@ -62,6 +62,34 @@ def test_values_learn_at_the_models_rate_unless_told_otherwise():
     assert rates(optimizer) == [LR / 4, 0.125]
 
 
+def test_the_search_learns_at_a_rate_of_its_own_which_follows_the_schedule():
+    model = make_memory_model(pkm_score="cosine")
+    optimizer = make_optimizer(model, pkm_search_lr=0.1, weight_decay=0.2)
+    assert rates(optimizer) == [LR, LR, 0.1]
+    optimizer.set_lr(LR / 4)
+    assert rates(optimizer) == [LR / 4, LR / 4, 0.025]
+    assert optimizer.param_groups[2]["weight_decay"] == 0.2
+    names = {id(param): name for name, param in model.memories()[1].named_parameters()}
+    assert {names[id(param)] for param in optimizer.param_groups[2]["params"]} == {
+        *("subkeys", "query.weight", "query.bias", "query_norm.weight", "query_norm.bias"),
+        "search.cosine.log_temperature",
+    }
+    kept = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert kept == len(list(model.parameters()))
+
+
+def test_a_search_of_rate_zero_stands_still_and_all_else_learns():
+    model = make_memory_model()
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    optimizer = make_optimizer(model, pkm_search_lr=0.0)
+    make_gradients(model)
+    optimizer.step()
+    search = {id(param) for param in model.memories()[1].search_parameters()}
+    for name, param in model.named_parameters():
+        if param.grad is not None:
+            assert torch.equal(param, before[name]) == (id(param) in search), name
+
+
 @pytest.mark.parametrize("grad", ["dense", "sparse"])
 @pytest.mark.parametrize("max_norm", [0.0, 0.1])
 def test_factors_and_clipping_reach_the_step_of_all_parameters(grad, max_norm):
@@ -136,6 +164,19 @@ def test_state_of_another_optimizer_is_refused():
         make_optimizer(model).load_state_dict(other.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("saved", "now", "message"),
+    [(0.1, None, "with --pkm-search-lr: give it"), (None, 0.1, "without .*: leave it out")],
+)
+def test_state_of_other_groups_is_refused(saved, now, message):
+    model = make_memory_model()
+    old = make_optimizer(model, pkm_search_lr=saved)
+    make_gradients(model)
+    old.step()
+    with pytest.raises(ValueError, match=f"{message}.*--reset-optimizer"):
+        make_optimizer(model, pkm_search_lr=now).load_state_dict(old.state_dict())
+
+
 @pytest.mark.parametrize(("saved", "now"), [("dense", "sparse"), ("sparse", "dense")])
 def test_state_of_the_other_kind_of_gradient_is_refused(saved, now):
     model = make_memory_model(pkm_grad=saved)
@@ -158,6 +199,7 @@ def test_state_of_the_other_kind_of_gradient_is_refused(saved, now):
         ({"pkm_values_lr_scheduled": True}, "--pkm-values-lr"),
         ({"pkm_values_lr": -1.0}, "--pkm-values-lr -1.0"),
         ({"pkm_values_clip_norm": -1.0}, "--pkm-values-clip-norm"),
+        ({"pkm_search_lr": -1.0}, "--pkm-search-lr -1.0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
@@ -166,9 +208,11 @@ def test_options_that_cannot_work_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    "options", [{"pkm_values_lr": 0.1}, {"pkm_values_weight_decay": 0.1}], ids=str
+    "options",
+    [{"pkm_values_lr": 0.1}, {"pkm_values_weight_decay": 0.1}, {"pkm_search_lr": 0.0}],
+    ids=str,
 )
-def test_options_of_values_are_refused_where_there_are_none(options):
+def test_options_of_the_memory_are_refused_where_there_is_none(options):
     with pytest.raises(ValueError, match="has no effect.*--pkm-layers"):
         make_optimizer(make_memory_model(pkm_layers=[], **NO_MEMORY), **options)
 

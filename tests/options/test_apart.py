@@ -156,6 +156,7 @@ BY_HYDRA = [
         **{"model.pkm_sync_query_norm": "true", "model.pkm_query_norm": "batch"},
         **{"model.pkm_weights": "sigmoid", "model.pkm_gate": "sigmoid", "model.pkm_shards": 1},
         **{"task.pkm_init_from": "$dense", "task.pkm_train_slots": "$slots"},
+        "optimizer.pkm_search_lr": 0.1,
     },
 ]
 
