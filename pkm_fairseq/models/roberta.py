@@ -311,13 +311,15 @@ class PKMRobertaModel(RobertaModel):
         if self.training and torch.is_grad_enabled():
             self._refuse_compact_tables()
             check_pruned(self)
+            share = self.encoder.pkm_config.pkm_share_values
             for values in self._shared_by_optimizer.values():
                 sparse = is_sparse(values)
                 half_on_cpu = values.dtype == torch.float16 and values.is_cpu
-                if sparse and half_on_cpu and values.grad is not None:
+                if sparse and half_on_cpu and (share or values.grad is not None):
+                    other = "no --pkm-share-values" if share else "--update-freq 1"
                     raise RefusalError(
                         "torch adds up no sparse gradients of float16 on a CPU: choose --pkm-grad "
-                        "dense, bfloat16 or --update-freq 1"
+                        f"dense, bfloat16 or {other}"
                     )
                 if values.requires_grad and not hasattr(values, "taken_by_lazy_adam"):
                     option = "--pkm-grad sparse" if sparse else "--pkm-shards"

@@ -285,8 +285,13 @@ def test_sparse_gradients_that_torch_cannot_add_up_are_refused():
     for _ in range(2):
         model.zero_grad()
         model(draw_tokens(2, 9))[0].sum().backward()
-    with pytest.raises(ValueError, match="float16 on a CPU: choose --pkm-grad dense"):
+    message = "float16 on a CPU: choose --pkm-grad dense, bfloat16 or "
+    with pytest.raises(ValueError, match=f"{message}--update-freq 1"):
         model(draw_tokens(2, 9))
+    shared = make_memory_model(pkm_grad="sparse", pkm_layers=[0, 1], pkm_share_values=True)
+    LazyAdam(shared.half().train().parameters())
+    with pytest.raises(ValueError, match=f"{message}no --pkm-share-values"):
+        shared(draw_tokens(2, 9))
 
 
 @pytest.mark.parametrize(
