@@ -67,8 +67,10 @@ def test_a_full_size_config_trains_in_a_half_precision_that_its_optimizer_takes(
     optimizer = {**OmegaConf.to_container(given.optimizer), **outside, "lr": given.optimization.lr}
     common = {**vars(CommonConfig()), **OmegaConf.to_container(given.common)}
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # for want of a GPU
-    values = torch.nn.Parameter(torch.ones(3, 2, dtype=torch.half))
-    values.param_group = "pkm_values"
+    groups = ("pkm_values", "pkm_search")
+    params = [torch.nn.Parameter(torch.ones(3, 2, dtype=torch.half)) for _ in groups]
+    for param, group in zip(params, groups):
+        param.param_group = group
 
     def build(**changes):
         config = {
@@ -77,12 +79,13 @@ def test_a_full_size_config_trains_in_a_half_precision_that_its_optimizer_takes(
             "optimization": given.optimization,
             "distributed_training": {"distributed_world_size": 1},
         }
-        return FP16Optimizer.build_optimizer(OmegaConf.create(config), [values])
+        return FP16Optimizer.build_optimizer(OmegaConf.create(config), params)
 
-    build()
+    rates = [group["lr"] for group in build().fp32_optimizer.param_groups]
+    assert rates == pytest.approx([rates[0], 10 * rates[0], rates[0] / 10])
     with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
         build(fp16_no_flatten_grads=False)
-    optimizer.update(pkm_values_lr=None, pkm_values_lr_scheduled=False)
+    optimizer.update(pkm_values_lr=None, pkm_values_lr_scheduled=False, pkm_search_lr=None)
     with pytest.raises(RuntimeError, match="--fp16-no-flatten-grads"):
         build(fp16_no_flatten_grads=False)
 

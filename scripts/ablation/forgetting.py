@@ -224,6 +224,7 @@ def train(args, name, data, seed, updates, more=(), needs=()):
             # As all else, or a learning rate for the frozen would not act.
             "optimizer.pkm_values_lr": None,
             "optimizer.pkm_values_lr_scheduled": False,
+            "optimizer.pkm_search_lr": None,
         }
     else:
         folder, config = GLUE_CONFIGS, config_name(task_of(data))
